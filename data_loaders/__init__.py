@@ -1,0 +1,61 @@
+"""Files in, recordings out: load, look into and convert recordings of spikes, LFP and movement.
+
+The public names are loaded on first use, so `import data_loaders` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+# Public name -> the module that defines it.
+_PUBLIC = {
+    "load": "data_loaders.assemble",
+    "info": "data_loaders.assemble",
+    "save": "data_loaders.convert",
+    "to_neo": "data_loaders.convert",
+    "from_neo": "data_loaders.convert",
+    "write_nix": "data_loaders.convert",
+    "write_nwb": "data_loaders.nwb_writer",
+    "to_pynapple": "data_loaders.pynapple_objects",
+    "from_pynapple": "data_loaders.pynapple_objects",
+    "FileInfo": "data_loaders.formats",
+    "Format": "data_loaders.formats",
+    "Item": "data_loaders.formats",
+    "LoadError": "data_loaders.formats",
+    "Request": "data_loaders.formats",
+}
+
+if TYPE_CHECKING:
+    from data_loaders.assemble import info, load
+    from data_loaders.convert import from_neo, save, to_neo, write_nix
+    from data_loaders.formats import FileInfo, Format, Item, LoadError, Request
+    from data_loaders.nwb_writer import write_nwb
+    from data_loaders.pynapple_objects import from_pynapple, to_pynapple
+
+__all__ = [
+    "FileInfo",
+    "Format",
+    "Item",
+    "LoadError",
+    "Request",
+    "from_neo",
+    "from_pynapple",
+    "info",
+    "load",
+    "save",
+    "to_neo",
+    "to_pynapple",
+    "write_nix",
+    "write_nwb",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'data_loaders' has no attribute '{name}'")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,97 @@
+"""In: plain arrays and their times. Out: `Signal`, `Movement`; missing samples refused or left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_loaders.formats import LoadError, Missing
+from neurofuse.recording import FloatArray, Movement, Signal, SignalKind
+
+# A plain matrix sampled no faster than this cannot show the field's oscillations: it holds power per bin.
+POWER_RATE_HZ = 50.0
+
+
+def without_missing(
+    values: NDArray[np.generic], time_s: FloatArray, *, missing: Missing, what: str
+) -> tuple[NDArray[np.generic], FloatArray, list[str]]:
+    """Leave out samples that hold NaN or infinity, if that is allowed.
+
+    Returns
+    -------
+    values, time_s : arrays
+        Without the missing samples.
+    notes : list of str
+        What was left out.
+    """
+    if missing == "refuse" or values.dtype.kind not in "fc":
+        return values, time_s, []
+    good = np.isfinite(values).all(axis=1)
+    if good.all():
+        return values, time_s, []
+    if not good.any():
+        raise LoadError(
+            f"{what}: every sample holds NaN or infinity; leave out the channel that is never finite."
+        )
+    return (
+        values[good],
+        time_s[good],
+        [f"{what}: dropped {int((~good).sum())} of {good.size} samples with NaN or inf"],
+    )
+
+
+def regular_times(n_samples: int, *, rate_hz: float, start_s: float = 0.0) -> FloatArray:
+    """Times (s) of samples at a rate, each computed from its number so that rounding does not add up."""
+    return start_s + np.arange(n_samples, dtype=np.float64) / rate_hz
+
+
+def make_signal(
+    values: NDArray[np.generic],
+    time_s: FloatArray,
+    *,
+    name: str,
+    clock: str,
+    channels: Sequence[str],
+    sample_s: float,
+    units: str = "",
+    kind: SignalKind = "lfp",
+    missing: Missing = "refuse",
+) -> tuple[Signal, list[str]]:
+    """Build a signal (time x channel) and say what was left out."""
+    values, time_s, notes = without_missing(values, time_s, missing=missing, what=f"{kind} '{name}'")
+    _check_axis(time_s, sample_s, what=f"{kind} '{name}'")
+    signal = Signal.from_array(
+        values, clock=clock, name=name, time_s=time_s, channels=channels, units=units, kind=kind
+    )
+    return Signal(name, clock, signal.data, kind, sample_s), notes
+
+
+def make_movement(
+    values: NDArray[np.generic],
+    time_s: FloatArray,
+    *,
+    name: str,
+    axes: Sequence[str],
+    sample_s: float,
+    units: str = "",
+    missing: Missing = "refuse",
+) -> tuple[Movement, list[str]]:
+    """Build movement (time x axis) and say what was left out."""
+    values, time_s, notes = without_missing(values, time_s, missing=missing, what=f"movement '{name}'")
+    _check_axis(time_s, sample_s, what=f"movement '{name}'")
+    movement = Movement.from_array(values, name=name, time_s=time_s, axes=axes, units=units)
+    return Movement(name, movement.data, sample_s), notes
+
+
+def plain_kind(sample_s: float) -> SignalKind:
+    """Kind of a plain matrix given as LFP: slower than `POWER_RATE_HZ` it is power per bin."""
+    return "power" if 1.0 / sample_s <= POWER_RATE_HZ * (1 + 1e-9) else "lfp"
+
+
+def _check_axis(time_s: FloatArray, sample_s: float, *, what: str) -> None:
+    if len(time_s) < 2:
+        raise LoadError(f"{what}: {len(time_s)} sample(s) are too few; it needs at least two.")
+    if not 0 < sample_s < float("inf"):
+        raise LoadError(f"{what}: the sampling interval must be positive, got {sample_s:g} s.")

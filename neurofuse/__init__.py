@@ -1,0 +1,48 @@
+"""Decode movement from spikes and LFP whose clocks do not agree.
+
+The public names are loaded on first use, so `import neurofuse` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it. `load` and `info` live in the sibling package.
+_PUBLIC = {
+    "Movement": "neurofuse.recording",
+    "NeurofuseError": "neurofuse.recording",
+    "Recording": "neurofuse.recording",
+    "Signal": "neurofuse.recording",
+    "Spikes": "neurofuse.recording",
+    "open_recording": "neurofuse.storage",
+    "save_recording": "neurofuse.storage",
+    "split_units": "neurofuse.recording",
+    "load": "data_loaders",
+    "info": "data_loaders",
+}
+
+__all__ = [*_PUBLIC, "__version__"]
+
+if TYPE_CHECKING:
+    from data_loaders import info, load
+    from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes, split_units
+    from neurofuse.storage import open_recording, save_recording
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'neurofuse' has no attribute '{name}'")
+    module = importlib.import_module(_PUBLIC[name])
+    if not hasattr(module, name):
+        raise ImportError(
+            f"'{module.__name__}' was found at {getattr(module, '__file__', '?')}, which is not neurofuse's; "
+            "a folder of that name in your project hides it, so rename that folder."
+        )
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

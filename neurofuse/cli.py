@@ -1,0 +1,437 @@
+"""In: what was typed. Out: data on stdout, progress and errors on stderr, and an exit code.
+
+Exit codes: 0 done, 1 a fault of ours, 2 something given cannot be used, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+import neurofuse
+
+if TYPE_CHECKING:
+    from neurofuse.jitters.lag import LagTruth
+    from neurofuse.recording import Recording
+
+app = App(
+    name="neurofuse",
+    help="Decode movement from spikes and LFP whose clocks do not agree.",
+    version=neurofuse.__version__,
+    help_format="plaintext",
+)
+
+# Options that say what to read, shared by every command that reads a recording.
+Spikes = Annotated[
+    str | None, Parameter(name="--spikes", help="NAME, PATH or PATH::NAME[,NAME]; 'none' leaves spikes out.")
+]
+Lfp = Annotated[str | None, Parameter(name="--lfp", help="The same for LFP.")]
+Move = Annotated[
+    str | None, Parameter(name="--movement", help="The same for movement, e.g. HandXcm,HandYcm.")
+]
+Bin = Annotated[float | None, Parameter(name="--bin", help="Seconds a bin of plain count matrices.")]
+Rate = Annotated[float | None, Parameter(name="--rate", help="Samples a second of plain LFP matrices.")]
+TimeUnit = Annotated[
+    str, Parameter(name="--time-unit", help="Unit of times in plain files: s, ms, us or samples@RATE.")
+]
+Format = Annotated[
+    str | None, Parameter(name="--format", help="Name of the format, where suffix and content do not tell.")
+]
+GapMs = Annotated[
+    float | None,
+    Parameter(name="--gap-tolerance-ms", help="Pauses up to this long in a maker's file are no gap."),
+]
+Circular = Annotated[
+    str | None,
+    Parameter(
+        name="--circular",
+        help="Movement wraps around: decode cosine and sine. 'auto' or the length of a turn.",
+    ),
+]
+Missing = Annotated[
+    Literal["refuse", "drop"], Parameter(name="--missing", help="What to do with samples that hold NaN.")
+]
+Negative = Annotated[
+    bool, Parameter(name="--allow-negative-times", negative="", help="Spikes before time zero are meant.")
+]
+
+
+@app.command
+def decode(
+    *paths: str,
+    spikes: Spikes = None,
+    lfp: Lfp = None,
+    movement: Move = None,
+    bin_s: Bin = None,
+    rate_hz: Rate = None,
+    time_unit: TimeUnit = "s",
+    format: Format = None,
+    gap_tolerance_ms: GapMs = None,
+    circular: Circular = None,
+    missing: Missing = "refuse",
+    allow_negative_times: Negative = False,
+    decoder: Annotated[str, Parameter(help="tracked, constant, softmax, early or ridge.")] = "tracked",
+    max_lag: Annotated[
+        float | None, Parameter(help="Largest lag searched, seconds (0.5 where there is room).")
+    ] = None,
+    window: Annotated[float | None, Parameter(help="Seconds a window (3 where there is room).")] = None,
+    token: Annotated[
+        float | None, Parameter(help="Seconds a token (0.02, or the recording's own bins).")
+    ] = None,
+    causal: Annotated[bool, Parameter(negative="", help="Decode from the past alone.")] = False,
+    jitter: Annotated[
+        str | None,
+        Parameter(
+            help="KIND:LEVEL, move the second clock by a known truth: lag:0.3, walk:0.2, jump:0.2, skew:300."
+        ),
+    ] = None,
+    split_units: Annotated[
+        int | None, Parameter(help="Keep so many units on the first clock, give the rest their own.")
+    ] = None,
+    line_hz: Annotated[
+        float | None, Parameter(help="Mains frequency to remove from the LFP, 50 or 60.")
+    ] = None,
+    steps: Annotated[int | None, Parameter(help="Gradient steps at most.")] = None,
+    seed: Annotated[int, Parameter(help="Of everything random.")] = 0,
+    device: Annotated[str, Parameter(help="cpu, cuda or auto.")] = "auto",
+    out: Annotated[Path | None, Parameter(help="Folder for the results (out/NAME).")] = None,
+    as_json: Annotated[
+        bool, Parameter(name="--json", negative="", help="Print the metrics as JSON on stdout.")
+    ] = False,
+) -> None:
+    """Train on the first part of a recording, decode movement from the last, and report both movement and lag.
+
+    PATHS are recordings, one or several; each file has a clock of its own. `demo`, or `demo:walk`,
+    `demo:jump`, `demo:skew`, `demo:block`, `demo:offset`, `demo:none`, is an embedded simulation.
+    """
+    import time
+
+    from neurofuse.decode import DecodeConfig, decode_recording, save_result
+
+    start = time.perf_counter()
+    config = DecodeConfig(
+        decoder=decoder,
+        token_s=token,
+        window_s=window,
+        max_lag_s=max_lag,
+        causal=causal,
+        jitter=jitter,
+        split_units=split_units,
+        seed=seed,
+        line_hz=line_hz,
+        n_steps=steps,
+        device=device,
+    )
+    _check_settings(config)
+    demo = _is_demo(paths)
+    folder = out if out is not None else Path("out") / _name_of(paths, spikes, lfp, movement)
+    with _new_folder(folder, marker="metrics.json") as partial:
+        truths: dict[str, LagTruth] = {}
+        if demo:
+            recording, truths = _demo(paths[0], seed, partial / "input")
+        else:
+            recording = _load(
+                paths,
+                spikes,
+                lfp,
+                movement,
+                bin_s,
+                rate_hz,
+                time_unit,
+                format,
+                gap_tolerance_ms,
+                circular,
+                missing,
+                allow_negative_times,
+            )
+        load_s = time.perf_counter() - start
+        _say(repr(recording))
+        result = decode_recording(recording, config=config, truths=truths, progress=True)
+        result.metrics["seconds"] = {"load": round(load_s, 3), **result.metrics["seconds"]}
+        save_result(result, partial)
+    _tell(result.metrics, result.alignment, folder, as_json)
+
+
+@app.command
+def predict(
+    checkpoint: Path,
+    *paths: str,
+    spikes: Spikes = None,
+    lfp: Lfp = None,
+    movement: Move = None,
+    bin_s: Bin = None,
+    rate_hz: Rate = None,
+    time_unit: TimeUnit = "s",
+    format: Format = None,
+    gap_tolerance_ms: GapMs = None,
+    circular: Circular = None,
+    missing: Missing = "refuse",
+    allow_negative_times: Negative = False,
+    out: Annotated[Path | None, Parameter(help="Folder for the results (out/NAME-predicted).")] = None,
+    as_json: Annotated[
+        bool, Parameter(name="--json", negative="", help="Print the metrics as JSON on stdout.")
+    ] = False,
+) -> None:
+    """Decode a whole recording with a decoder that was fitted before (the `checkpoint` folder of a decode)."""
+    from neurofuse.decode import predict_recording, save_tables, settings_of
+    from neurofuse.decoders.contract import Decoder
+
+    fitted = Decoder.from_pretrained(checkpoint)
+    settings = settings_of(checkpoint)
+    folder = out if out is not None else Path("out") / f"{_name_of(paths, spikes, lfp, movement)}-predicted"
+    with _new_folder(folder, marker="metrics.json") as partial:
+        if _is_demo(paths):
+            recording, _ = _demo(paths[0], int(settings["seed"]), partial / "input")
+        else:
+            recording = _load(
+                paths,
+                spikes,
+                lfp,
+                movement,
+                bin_s,
+                rate_hz,
+                time_unit,
+                format,
+                gap_tolerance_ms,
+                circular,
+                missing,
+                allow_negative_times,
+            )
+        metrics, prediction, alignment = predict_recording(recording, fitted, settings)
+        save_tables(partial, metrics, prediction, alignment)
+    _tell(metrics, alignment, folder, as_json)
+
+
+@app.command
+def info(
+    path: Path,
+    *,
+    format: Format = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")] = False,
+) -> None:
+    """List what a file holds, and how to choose from it."""
+    found = neurofuse.info(path, format=format)
+    print(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
+
+
+@app.command
+def convert(
+    *paths: str,
+    out: Annotated[Path, Parameter(name=["--out", "-o"], help="File to write: .nwb, .nc or .nix.")],
+    spikes: Spikes = None,
+    lfp: Lfp = None,
+    movement: Move = None,
+    bin_s: Bin = None,
+    rate_hz: Rate = None,
+    time_unit: TimeUnit = "s",
+    format: Format = None,
+    gap_tolerance_ms: GapMs = None,
+    circular: Circular = None,
+    missing: Missing = "refuse",
+    allow_negative_times: Negative = False,
+    seed: Annotated[int, Parameter(help="Of the demo.")] = 0,
+) -> None:
+    """Read a recording and write it as one NWB, netCDF or NIX file, every clock kept by name."""
+    from data_loaders import save
+    from neurofuse.simulate import demo_law, simulate
+
+    if _is_demo(paths):
+        import numpy as np
+
+        recording, _ = simulate(demo_law(paths[0]), rng=np.random.default_rng(seed))
+    else:
+        recording = _load(
+            paths,
+            spikes,
+            lfp,
+            movement,
+            bin_s,
+            rate_hz,
+            time_unit,
+            format,
+            gap_tolerance_ms,
+            circular,
+            missing,
+            allow_negative_times,
+        )
+    save(recording, out)
+    _say(f"wrote {out}")
+
+
+def main(tokens: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    from neurofuse.recording import NeurofuseError
+
+    try:
+        app(tokens, exit_on_error=False, print_error=False)
+    except NeurofuseError as error:
+        _say(f"neurofuse: error: {error}")
+        sys.exit(2)
+    except CycloptsError as error:
+        _say(f"neurofuse: error: {' '.join(str(error).split())}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _say("neurofuse: interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _load(
+    paths: tuple[str, ...],
+    spikes: str | None,
+    lfp: str | None,
+    movement: str | None,
+    bin_s: float | None,
+    rate_hz: float | None,
+    time_unit: str,
+    format: str | None,
+    gap_tolerance_ms: float | None,
+    circular: str | None,
+    missing: Literal["refuse", "drop"],
+    allow_negative_times: bool,
+) -> Recording:
+    from neurofuse.recording import NeurofuseError
+
+    turn: bool | float | None = None
+    if circular is not None:
+        try:
+            turn = True if circular == "auto" else float(circular)
+        except ValueError:
+            raise NeurofuseError(
+                f"--circular takes 'auto' or the length of one turn in the movement's unit, got '{circular}'."
+            ) from None
+    return neurofuse.load(
+        list(paths) or None,
+        format=format,
+        spikes=spikes,
+        lfp=lfp,
+        movement=movement,
+        bin_s=bin_s,
+        rate_hz=rate_hz,
+        time_unit=time_unit,
+        gap_tolerance_ms=gap_tolerance_ms,
+        circular=turn,
+        missing=missing,
+        allow_negative_times=allow_negative_times,
+    )
+
+
+def _is_demo(paths: tuple[str, ...]) -> bool:
+    return (
+        len(paths) == 1
+        and (paths[0] == "demo" or paths[0].startswith("demo:"))
+        and not Path(paths[0]).exists()
+    )
+
+
+def _demo(path: str, seed: int, folder: Path) -> tuple[Recording, dict[str, LagTruth]]:
+    """Simulate, write what each of the two systems would have written, and read both files as a user would."""
+    import numpy as np
+
+    from data_loaders import save
+    from neurofuse.simulate import demo_law, simulate, two_files
+
+    simulated, truth = simulate(demo_law(path), rng=np.random.default_rng([seed, 7]))
+    folder.mkdir()
+    names = []
+    for part in two_files(simulated):
+        names.append(folder / f"{part.name}.nwb")
+        save(part, names[-1])
+    recording = neurofuse.load(names)
+    return recording.but(name=path), {truth.clock: truth}
+
+
+def _name_of(paths: tuple[str, ...], *choices: str | None) -> str:
+    """A short folder name for what is decoded."""
+    first = next(iter(paths), None) or next((c for c in choices if c and c != "none"), "recording")
+    return Path(first.split("::")[0]).stem.replace(":", "-") or "recording"
+
+
+def _check_settings(config: Any) -> None:
+    """Refuse settings that no recording could satisfy, before anything is read."""
+    from neurofuse.decoders.family import parameters_of
+    from neurofuse.jitters.lag import parse_law
+    from neurofuse.recording import NeurofuseError
+
+    parameters_of(config.decoder)
+    if config.jitter:
+        parse_law(config.jitter)
+    positive = {
+        "--token": config.token_s,
+        "--window": config.window_s,
+        "--max-lag": config.max_lag_s,
+        "--steps": config.n_steps,
+        "--split-units": config.split_units,
+        "--line-hz": config.line_hz,
+    }
+    for option, value in positive.items():
+        if value is not None and not value > 0:
+            raise NeurofuseError(f"{option} must be positive, got {value:g}.")
+    if config.max_lag_s is not None and config.window_s is not None and config.max_lag_s >= config.window_s:
+        raise NeurofuseError(
+            f"the search range of +-{config.max_lag_s:g} s must be shorter than a window ({config.window_s:g} s); "
+            "lower --max-lag or raise --window."
+        )
+
+
+@contextmanager
+def _new_folder(folder: Path, *, marker: str) -> Iterator[Path]:
+    """A working folder beside `folder`, moved into place on success and removed on failure.
+
+    A folder that is already there is replaced only if it is empty or one of ours, which `marker` shows.
+    """
+    from neurofuse.recording import NeurofuseError
+
+    if folder.exists() and (
+        not folder.is_dir() or (any(folder.iterdir()) and not (folder / marker).exists())
+    ):
+        raise NeurofuseError(
+            f"'{folder}' exists and holds something other than results of neurofuse; choose another --out."
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".neurofuse-"))
+    except OSError as error:
+        raise NeurofuseError(
+            f"cannot write to '{folder}': {error.strerror or error}; choose an --out you may write to."
+        ) from None
+    try:
+        yield partial
+        partial.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _tell(metrics: dict[str, Any], alignment: Any, folder: Path, as_json: bool) -> None:
+    """The verdict on stderr and, if asked, everything on stdout."""
+    from neurofuse.report import verdict
+
+    for warning in metrics["warnings"]:
+        _say(f"warning: {warning}")
+    if metrics.get("r2_mean") is not None:
+        _say(verdict(metrics, alignment))
+    _say(f"results in {folder}")
+    if as_json:
+        print(json.dumps(metrics, indent=2))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""In: tokens of one stream. Out: features that have seen their neighbours in time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SeededDropout(nn.Module):
+    """Dropout whose masks come from a generator of its own (torch's draws from the global one)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.generator: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = torch.rand(x.shape, device=x.device, dtype=x.dtype, generator=self.generator) >= self.rate
+        return x * keep / (1 - self.rate)
+
+
+class TemporalBlock(nn.Module):
+    """A residual convolution over time; causal ones see the past alone."""
+
+    def __init__(self, width: int, *, kernel: int, dilation: int, dropout: float, causal: bool) -> None:
+        super().__init__()
+        reach = (kernel - 1) * dilation
+        self.pad = (reach, 0) if causal else (reach // 2, reach - reach // 2)
+        self.norm = nn.LayerNorm(width)
+        self.conv = nn.Conv1d(width, width, kernel, dilation=dilation)
+        self.mix = nn.Linear(width, width)
+        self.drop = SeededDropout(dropout)
+
+    def forward(self, x_BWD: Tensor) -> Tensor:
+        h_BDW = F.pad(self.norm(x_BWD).transpose(1, 2), self.pad)
+        return x_BWD + self.mix(self.drop(F.gelu(self.conv(h_BDW)).transpose(1, 2)))
+
+
+class StreamEncoder(nn.Module):
+    """Tokens of one clock to features: a linear map (the sum of unit embeddings), then temporal blocks.
+
+    Absent tokens enter as a learned vector, so that silence and absence differ.
+    """
+
+    def __init__(
+        self,
+        n_inputs: int,
+        width: int,
+        *,
+        kernel: int,
+        dilations: tuple[int, ...],
+        dropout: float,
+        causal: bool,
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Linear(n_inputs, width)
+        self.absent = nn.Parameter(torch.zeros(width))
+        self.drop = SeededDropout(dropout)
+        self.blocks = nn.ModuleList(
+            TemporalBlock(width, kernel=kernel, dilation=d, dropout=dropout, causal=causal) for d in dilations
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x_BWU: Tensor, present_BW: Tensor) -> Tensor:
+        h_BWD = torch.where(present_BW[..., None], self.embed(self.drop(x_BWU)), self.absent)
+        for block in self.blocks:
+            h_BWD = block(h_BWD)
+        return self.norm(h_BWD)
+
+
+class MovementHead(nn.Module):
+    """Features to movement: two temporal blocks, which may shift in time, and a linear map."""
+
+    def __init__(
+        self, n_inputs: int, width: int, n_axes: int, *, kernel: int, dropout: float, causal: bool
+    ) -> None:
+        super().__init__()
+        self.enter = nn.Linear(n_inputs, width)
+        self.blocks = nn.Sequential(
+            *(TemporalBlock(width, kernel=kernel, dilation=d, dropout=dropout, causal=causal) for d in (1, 2))
+        )
+        self.norm = nn.LayerNorm(width)
+        self.leave = nn.Linear(width, n_axes)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.leave(F.gelu(self.norm(self.blocks(self.enter(x_BTD)))))
+
+
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """Draw every weight anew from `generator`, as torch's own defaults would; hand it to the dropouts."""
+    for part in module.modules():
+        if isinstance(part, SeededDropout):
+            part.generator = generator
+        elif isinstance(part, (nn.Linear, nn.Conv1d)):
+            nn.init.kaiming_uniform_(part.weight, a=math.sqrt(5), generator=generator)
+            if part.bias is not None:
+                bound = 1 / math.sqrt(part.weight[0].numel())
+                nn.init.uniform_(part.bias, -bound, bound, generator=generator)

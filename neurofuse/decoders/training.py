@@ -1,0 +1,280 @@
+"""In: windows and a torch module. Out: the module trained on the movement loss, stopped on the validation stretch."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from neurofuse.decoders.contract import Decoded, Decoder
+from neurofuse.decoders.encoders import initialise
+from neurofuse.recording import NeurofuseError
+from neurofuse.windows import Batch, Windows
+
+# Windows decoded at once; bounds memory, does not change numbers.
+DECODE_BATCH = 32
+# Share of the training windows held back, in time order, when no validation windows are given.
+HELD_BACK = 0.15
+
+
+class TorchDecoder(Decoder):
+    """A decoder whose weights are learned by gradient descent.
+
+    Subclasses build `_network(n_inputs, n_axes, max_lag)`: a module called with scaled inputs (one tensor
+    (B, W, U) a clock), presence masks (B, W), and the reach, which returns movement (B, T, A) in standard
+    units and a `Reading` of lags, or None. A network with an `alignment_loss` has it added in training.
+
+    Parameters
+    ----------
+    width : int
+        Features of every layer.
+    dropout : float
+    n_steps : int
+        Most gradient steps taken.
+    batch_size : int
+        Windows a step.
+    learning_rate, weight_decay : float
+        Of AdamW; the rate warms up, then falls along a cosine.
+    patience : int
+        Validation checks without improvement before stopping.
+    check_every : int
+        Steps between validation checks.
+    causal : bool
+        See the past alone.
+    seed : int
+        Of everything random.
+    device : str
+        "auto" takes a GPU where there is one.
+    progress : bool
+        Show a bar on stderr.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int = 64,
+        dropout: float = 0.1,
+        n_steps: int = 600,
+        batch_size: int = 32,
+        learning_rate: float = 3e-3,
+        weight_decay: float = 1e-2,
+        patience: int = 12,
+        check_every: int = 25,
+        causal: bool = False,
+        seed: int = 0,
+        device: str = "auto",
+        progress: bool = False,
+    ) -> None:
+        self.width = width
+        self.dropout = dropout
+        self.n_steps = n_steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.patience = patience
+        self.check_every = check_every
+        self.causal = causal
+        self.seed = seed
+        self.device = device
+        self.progress = progress
+
+    def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> nn.Module:
+        raise TypeError(f"{type(self).__name__} does not say what network it trains.")
+
+    @property
+    def n_parameters_(self) -> int:
+        """Learned numbers."""
+        return sum(p.numel() for p in self.network_.parameters())
+
+    def fit(
+        self, X: Windows, y: np.ndarray | None = None, *, validation: Windows | None = None
+    ) -> TorchDecoder:
+        """Train on windows in time order.
+
+        Parameters
+        ----------
+        X : Windows
+        y : ndarray, shape (n_windows, n_steps, n_axes), optional
+            Movement; by default the windows' own.
+        validation : Windows, optional
+            A later stretch to stop on; by default the last 15 % of the training windows.
+        """
+        if len(X) == 0:
+            raise NeurofuseError("there are no training windows; the recording is shorter than one window.")
+        target = self._target(X, y)
+        check_target = None
+        if validation is None:
+            X, validation, target, check_target = _hold_back(X, target)
+        self._learn_scales(X, target)
+        rng = np.random.default_rng([self.seed, 1])
+        generator = torch.Generator().manual_seed(self.seed)
+        self.network_ = self._network([len(f) for f in self.features_], self.n_axes_, self.max_lag_)
+        initialise(self.network_, generator)
+        device = torch.device(_device(self.device))
+        self.network_.to(device)
+        if device.type != "cpu":
+            _move_dropout(self.network_, torch.Generator(device).manual_seed(self.seed))
+        self._descend(X, target, validation, self._target(validation, check_target), rng)
+        return self
+
+    def _descend(
+        self, X: Windows, target: np.ndarray, validation: Windows, check: np.ndarray, rng: np.random.Generator
+    ) -> None:
+        net = self.network_
+        decay, plain = _by_decay(net)
+        optimizer = torch.optim.AdamW(
+            [{"params": decay, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=self.learning_rate,
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(self.n_steps))
+        best, best_state, waited = math.inf, copy.deepcopy(net.state_dict()), 0
+        self.history_: dict[str, list[float]] = {"step": [], "train": [], "validation": []}
+        recent: list[float] = []
+        order = np.empty(0, dtype=np.int64)
+        bar = tqdm(
+            total=self.n_steps,
+            desc=f"train {self.name}",
+            unit="step",
+            file=sys.stderr,
+            disable=not self.progress,
+        )
+        with bar:
+            for step in range(1, self.n_steps + 1):
+                if order.size < min(self.batch_size, len(X)):
+                    order = np.concatenate([order, rng.permutation(len(X))])
+                rows, order = np.sort(order[: self.batch_size]), order[self.batch_size :]
+                net.train()
+                loss = self._loss(X.batch(rows, rng=rng), target[rows])
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                recent.append(float(loss.detach()))
+                bar.update()
+                if step % self.check_every and step != self.n_steps:
+                    continue
+                held = self._mean_loss(validation, check)
+                self.history_["step"].append(step)
+                self.history_["train"].append(float(np.mean(recent)))
+                self.history_["validation"].append(held)
+                recent = []
+                bar.set_postfix(validation=f"{held:.3f}", best=f"{min(best, held):.3f}")
+                if held < best:
+                    best, best_state, waited = held, copy.deepcopy(net.state_dict()), 0
+                else:
+                    waited += 1
+                    if waited >= self.patience:
+                        break
+        net.load_state_dict(best_state)
+        net.eval()
+
+    def _loss(self, batch: Batch, target: np.ndarray) -> Tensor:
+        """Mean squared error in standard units over the tokens where movement is known."""
+        said, reading = self.network_(*self._inputs(batch))
+        scaled = (target - self.movement_scale_.mean) / self.movement_scale_.std
+        true = torch.as_tensor(scaled, dtype=torch.float32, device=said.device)
+        there = torch.isfinite(true)
+        loss = torch.where(there, said - torch.nan_to_num(true), 0.0).square().sum() / there.sum().clamp_min(
+            1
+        )
+        weight = getattr(self, "align_weight", 0.0)
+        if self.network_.training and weight and reading is not None:
+            lag = torch.as_tensor(batch.lag, device=said.device)
+            loss = loss + weight * self.network_.alignment_loss(reading, lag)
+        return loss
+
+    @torch.no_grad()
+    def _mean_loss(self, X: Windows, target: np.ndarray) -> float:
+        self.network_.eval()
+        starts = range(0, len(X), DECODE_BATCH)
+        losses = [
+            self._loss(X.batch(slice(k, k + DECODE_BATCH)), target[k : k + DECODE_BATCH]) for k in starts
+        ]
+        sizes = [min(DECODE_BATCH, len(X) - k) for k in starts]
+        return float(np.average([float(x) for x in losses], weights=sizes))
+
+    def _inputs(self, batch: Batch) -> tuple[list[Tensor], list[Tensor], int]:
+        device = next(self.network_.parameters()).device
+        values = []
+        for x, present, scale in zip(batch.values, batch.present, self.input_scales_, strict=True):
+            scaled = (x - scale.mean) / scale.std * present[..., None]
+            values.append(torch.as_tensor(scaled, dtype=torch.float32, device=device))
+        return values, [torch.as_tensor(p, device=device) for p in batch.present], batch.reach
+
+    @torch.no_grad()
+    def decode(self, X: Windows) -> Decoded:
+        """Movement and lag posteriors of some windows."""
+        self._check_like_training(X)
+        self.network_.eval()
+        said: list[np.ndarray] = []
+        posterior: dict[str, list[np.ndarray]] = {c: [] for c in self.clocks_[1:]}
+        path: dict[str, list[np.ndarray]] = {c: [] for c in self.clocks_[1:]}
+        for k in range(0, len(X), DECODE_BATCH):
+            movement, reading = self.network_(*self._inputs(X.batch(slice(k, k + DECODE_BATCH))))
+            said.append(movement.cpu().numpy() * self.movement_scale_.std + self.movement_scale_.mean)
+            if reading is None:
+                continue
+            for clock, p, b in zip(
+                self.clocks_[1:], reading.posteriors, self.network_.paths(reading), strict=True
+            ):
+                posterior[clock].append(p.cpu().numpy())
+                path[clock].append(b.cpu().numpy())
+        found = [c for c in posterior if posterior[c]]
+        lag_s = np.arange(-self.max_lag_, self.max_lag_ + 1) * self.token_s_
+        return Decoded(
+            np.concatenate(said) if said else np.empty((0, X.n_steps, self.n_axes_), np.float32),
+            {c: np.concatenate(posterior[c]) for c in found},
+            {c: np.concatenate(path[c]) for c in found},
+            lag_s if found else np.empty(0),
+        )
+
+    def _state(self) -> dict[str, np.ndarray]:
+        return {k: v.detach().cpu().numpy() for k, v in self.network_.state_dict().items()}
+
+    def _restore(self, state: dict[str, np.ndarray]) -> None:
+        self.network_ = self._network([len(f) for f in self.features_], self.n_axes_, self.max_lag_)
+        self.network_.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
+        self.network_.to(_device(self.device)).eval()
+
+
+def _hold_back(X: Windows, target: np.ndarray) -> tuple[Windows, Windows, np.ndarray, np.ndarray]:
+    """Keep the last windows for validation, leaving out those that share tokens with the training ones."""
+    edge = X.first[int((1 - HELD_BACK) * (len(X) - 1))]
+    train = np.flatnonzero(X.first + X.n_steps + X.reach <= edge)
+    check = np.flatnonzero(X.first >= edge)
+    if train.size == 0:
+        raise NeurofuseError(
+            f"{len(X)} training windows are too few to hold some back; pass validation windows."
+        )
+    return X[train], X[check], target[train], target[check]
+
+
+def _by_decay(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    matrices = [p for p in net.parameters() if p.ndim >= 2]
+    return matrices, [p for p in net.parameters() if p.ndim < 2]
+
+
+def _warm_cosine(n_steps: int) -> Callable[[int], float]:
+    warm = max(1, n_steps // 20)
+    return lambda step: min(
+        (step + 1) / warm, 0.5 * (1 + math.cos(math.pi * min(step / n_steps, 1.0))) + 0.01
+    )
+
+
+def _move_dropout(net: nn.Module, generator: torch.Generator) -> None:
+    for part in net.modules():
+        if hasattr(part, "generator"):
+            part.generator = generator  # type: ignore[assignment]
+
+
+def _device(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,314 @@
+"""In: a recording and a law for how one clock errs. Out: the recording with that clock moved, and the truth.
+
+Sign, everywhere in neurofuse: an event at reference time t carries the stamp t + lag on the other clock.
+So a lag of +0.2 s means that the other clock reads 0.2 s late numbers, and the sample of that stream which
+belongs to the query at t is found at t + 0.2 s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.interpolate import make_interp_spline
+
+from neurofuse.recording import (
+    FloatArray,
+    NeurofuseError,
+    Recording,
+    RecordingError,
+    Signal,
+    Spikes,
+    Stream,
+)
+
+# Truth is kept on a grid this fine; finer than any lag a spike-LFP decoder can resolve.
+TRUTH_STEP_S = 0.005
+
+
+@dataclass(frozen=True, eq=False)
+class LagTruth:
+    """What one clock really did: its lag at every moment of the reference clock.
+
+    Parameters
+    ----------
+    clock : str
+        The clock that was moved.
+    time_s : ndarray, shape (n,)
+        Moments on the reference clock, in order.
+    lag_s : ndarray, shape (n,)
+        Stamp on `clock` minus reference time, at those moments.
+    law : str
+        The law and level that drew it, as `KIND:LEVEL`.
+    """
+
+    clock: str
+    time_s: FloatArray
+    lag_s: FloatArray
+    law: str
+
+    def at(self, time_s: FloatArray) -> FloatArray:
+        """Lag (s) at reference times, NaN where nothing is known."""
+        time_s = np.asarray(time_s, dtype=np.float64)
+        if self.time_s.size == 0:
+            return np.full(time_s.shape, np.nan)
+        nearest = np.clip(
+            np.rint((time_s - self.time_s[0]) / TRUTH_STEP_S).astype(int), 0, self.time_s.size - 1
+        )
+        inside = np.abs(self.time_s[nearest] - time_s) <= TRUTH_STEP_S
+        return np.where(inside, self.lag_s[nearest], np.nan)
+
+
+@dataclass(frozen=True)
+class LagLaw:
+    """How a clock errs. Subclasses draw the lag at a grid of times; `level` is their one strength."""
+
+    level: float
+
+    kind = ""
+    unit = "s"
+
+    def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
+        """Lag in seconds at each of `time_s` (a regular grid on the moved clock)."""
+        raise TypeError(f"{type(self).__name__} does not say how its lag is drawn.")
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.level:g}"
+
+
+@dataclass(frozen=True)
+class NoLag(LagLaw):
+    """Clocks that agree."""
+
+    level: float = 0.0
+    kind = "none"
+
+    def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
+        """Zero everywhere."""
+        return np.zeros_like(time_s)
+
+
+@dataclass(frozen=True)
+class WindowLag(LagLaw):
+    """One lag a window, drawn from N(0, level). Windows redraw it; see `neurofuse.windows`.
+
+    Drawn on a whole recording it holds for blocks of `block_s`, as when a logger restarts at each trial.
+    """
+
+    block_s: float = 3.0
+    kind = "lag"
+
+    def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
+        """Piecewise constant, one value a block."""
+        block = np.floor((time_s - time_s[0]) / self.block_s).astype(int)
+        return self.level * rng.standard_normal(block[-1] + 1)[block]
+
+
+@dataclass(frozen=True)
+class Offset(LagLaw):
+    """A constant lag of exactly `level` seconds."""
+
+    kind = "offset"
+
+    def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
+        """`level` everywhere."""
+        return np.full_like(time_s, self.level)
+
+
+@dataclass(frozen=True)
+class Skew(LagLaw):
+    """A clock that runs fast by `level` ppm, right in the middle of the recording."""
+
+    kind = "skew"
+    unit = "ppm"
+
+    def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
+        """A straight line through zero at mid-recording."""
+        return 1e-6 * self.level * (time_s - 0.5 * (time_s[0] + time_s[-1]))
+
+
+@dataclass(frozen=True)
+class Walk(LagLaw):
+    """A lag that wanders: diffusion that returns to zero over `return_s`, with stationary std `level`."""
+
+    return_s: float = 60.0
+    kind = "walk"
+
+    def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
+        """An Ornstein-Uhlenbeck path started from its stationary law."""
+        from scipy.signal import lfilter
+
+        step_s = float(time_s[1] - time_s[0]) if time_s.size > 1 else 1.0
+        keep = np.exp(-step_s / self.return_s)
+        push = self.level * np.sqrt(1 - keep**2) * rng.standard_normal(time_s.size)
+        push[0] = self.level * rng.standard_normal()
+        return lfilter([1.0], [1.0, -keep], push)
+
+
+@dataclass(frozen=True)
+class Jumps(LagLaw):
+    """A lag that holds, then jumps to a fresh draw from N(0, level), on average every `every_s`."""
+
+    every_s: float = 8.0
+    kind = "jump"
+
+    def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
+        """Piecewise constant, with exponential holding times."""
+        span_s = float(time_s[-1] - time_s[0])
+        n_jumps = rng.poisson(span_s / self.every_s)
+        edges = time_s[0] + np.sort(rng.uniform(0, span_s, n_jumps))
+        values = self.level * rng.standard_normal(n_jumps + 1)
+        return values[np.searchsorted(edges, time_s, side="right")]
+
+
+@dataclass(frozen=True)
+class Wander(LagLaw):
+    """What two free-running loggers do on a bad day: a fixed offset, a slow walk, and a jump now and then."""
+
+    kind = "wander"
+
+    def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
+        """Offset `level`, plus a walk of half that size, plus jumps of the same size every 20 s or so."""
+        walk = Walk(0.5 * self.level).draw(time_s, rng=rng)
+        return self.level + walk + Jumps(self.level, every_s=20.0).draw(time_s, rng=rng)
+
+
+LAWS: dict[str, type[LagLaw]] = {
+    law.kind: law for law in (NoLag, WindowLag, Offset, Skew, Walk, Jumps, Wander)
+}
+
+
+def parse_law(text: str) -> LagLaw:
+    """Read `KIND:LEVEL`, such as `lag:0.3` or `skew:30`.
+
+    Raises
+    ------
+    NeurofuseError
+        If the kind is unknown or the level is not a number.
+    """
+    kind, _, level = text.partition(":")
+    if kind not in LAWS:
+        raise NeurofuseError(f"unknown jitter '{kind}' in '{text}'; choose one of {', '.join(LAWS)}.")
+    if kind == "none":
+        return NoLag()
+    try:
+        value = float(level)
+    except ValueError:
+        value = float("nan")
+    if not np.isfinite(value):
+        raise NeurofuseError(
+            f"jitter '{text}' has no level; write {kind}:LEVEL with a number in {LAWS[kind].unit}, such as "
+            f"{kind}:{'30' if kind == 'skew' else '0.3'}."
+        )
+    if value < 0 and kind not in ("offset", "skew"):
+        raise NeurofuseError(f"jitter '{text}': the level is a standard deviation and cannot be negative.")
+    return LAWS[kind](value)
+
+
+def draw_truth(
+    law: LagLaw,
+    clock: str,
+    start_s: float,
+    stop_s: float,
+    *,
+    max_lag_s: float | None = None,
+    rng: np.random.Generator,
+) -> tuple[FloatArray, FloatArray, LagTruth]:
+    """Draw a lag path over [start_s, stop_s].
+
+    Returns
+    -------
+    stamp_s, source_s : ndarray, shape (n,)
+        A grid of stamps on the moved clock, and the reference time whose content each of them shows.
+    truth : LagTruth
+        The same lag, told on the reference clock.
+    """
+    stamp_s = np.arange(start_s, stop_s + TRUTH_STEP_S, TRUTH_STEP_S)
+    lag_s = law.draw(stamp_s, rng=rng)
+    if max_lag_s is not None:
+        lag_s = np.clip(lag_s, -max_lag_s, max_lag_s)
+    # The law speaks on the moved clock; on the reference clock the lag solves lag(t) = law(t + lag(t)).
+    on_reference = lag_s.copy()
+    for _ in range(20):
+        where = np.clip(
+            np.rint((stamp_s + on_reference - start_s) / TRUTH_STEP_S).astype(int), 0, stamp_s.size - 1
+        )
+        on_reference = lag_s[where]
+    return stamp_s, stamp_s - lag_s, LagTruth(clock, stamp_s, on_reference, str(law))
+
+
+def move_clock(
+    recording: Recording, clock: str, law: LagLaw, *, max_lag_s: float | None = None, rng: np.random.Generator
+) -> tuple[Recording, LagTruth]:
+    """Make one clock of a recording err by a law.
+
+    Spikes get new times. Sampled streams keep their sampling grid and show the content of another moment
+    (cubic interpolation for LFP, the nearest bin for counts and power), as a logger with that clock would
+    have written. Stamps whose content lies outside the recording are dropped.
+
+    Parameters
+    ----------
+    recording : Recording
+    clock : str
+        A clock other than the reference.
+    law : LagLaw
+    max_lag_s : float, optional
+        Clip the drawn lag to this range.
+    rng : numpy Generator
+
+    Returns
+    -------
+    moved : Recording
+    truth : LagTruth
+
+    Raises
+    ------
+    RecordingError
+        If nothing is timed by `clock`, or it is the reference.
+    """
+    if clock == recording.reference:
+        raise RecordingError(
+            f"'{clock}' is the reference clock, which movement is timed on; move one of "
+            f"{[c for c in recording.clocks if c != clock] or 'a second clock (see split_units)'}."
+        )
+    streams = recording.on(clock)
+    start_s = min(s.start_s for s in streams)
+    stop_s = max(s.stop_s for s in streams)
+    stamp_s, source_s, truth = draw_truth(law, clock, start_s, stop_s, max_lag_s=max_lag_s, rng=rng)
+    moved = tuple(_move(s, stamp_s, source_s, truth) if s.clock == clock else s for s in recording.streams)
+    return recording.but(streams=moved, did=f"clock '{clock}' moved by {law}"), truth
+
+
+def _move(stream: Stream, stamp_s: FloatArray, source_s: FloatArray, truth: LagTruth) -> Stream:
+    if isinstance(stream, Spikes):
+        times = stream.times_s + truth.at(np.clip(stream.times_s, truth.time_s[0], truth.time_s[-1]))
+        order = np.argsort(times, kind="stable")
+        edges = stream.support.ravel()
+        edges = edges + truth.at(np.clip(edges, truth.time_s[0], truth.time_s[-1]))
+        support = np.maximum.accumulate(edges).reshape(-1, 2)
+        return replace(stream, times_s=times[order], unit=stream.unit[order], support=support)
+    return _resample_content(stream, np.interp(stream.time_s, stamp_s, source_s))
+
+
+def _resample_content(signal: Signal, source_s: FloatArray) -> Signal:
+    """Fill each sample of the grid with the content of time `source_s`; drop what was never recorded."""
+    time_s = signal.time_s
+    nearest = np.clip(np.searchsorted(time_s, source_s), 1, time_s.size - 1)
+    nearest -= (source_s - time_s[nearest - 1]) < (time_s[nearest] - source_s)
+    there = np.abs(time_s[nearest] - source_s) <= 0.75 * signal.sample_s
+    values = np.asarray(signal.data.values)
+    if signal.kind == "lfp":
+        moved = np.empty_like(values)
+        for start_s, stop_s in signal.support:
+            lo, hi = np.searchsorted(time_s, [start_s, stop_s - 0.5 * signal.sample_s])
+            mine = there & (source_s >= start_s - signal.sample_s) & (source_s <= stop_s)
+            if hi - lo > 3:
+                moved[mine] = make_interp_spline(time_s[lo:hi], values[lo:hi], k=3)(
+                    np.clip(source_s[mine], time_s[lo], time_s[hi - 1])
+                )
+            else:
+                moved[mine] = values[nearest[mine]]
+    else:
+        moved = values[nearest]
+    data = signal.data.copy(data=moved).isel(time=np.flatnonzero(there))
+    return replace(signal, data=data)

@@ -1,0 +1,129 @@
+"""In: what was decoded and what is true. Out: the numbers everybody uses, and overlapping windows joined in time."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.metrics import r2_score
+
+from neurofuse.recording import FloatArray
+
+# A lag counts as found this near the truth, or within a token where tokens are longer.
+HIT_TOLERANCE_S = 0.05
+
+
+def r2_per_axis(true: np.ndarray, said: np.ndarray) -> FloatArray:
+    """R2 of each axis, over all tokens where the truth is known.
+
+    Parameters
+    ----------
+    true, said : ndarray, shape (..., n_axes)
+
+    Returns
+    -------
+    ndarray, shape (n_axes,)
+        NaN where fewer than two tokens are known.
+    """
+    there = np.isfinite(true).all(axis=-1) & np.isfinite(said).all(axis=-1)
+    if there.sum() < 2:
+        return np.full(true.shape[-1], np.nan)
+    return np.asarray(r2_score(true[there], said[there], multioutput="raw_values"), dtype=np.float64)
+
+
+def hit_tolerance_s(token_s: float) -> float:
+    """How near the truth a lag counts as found: one token, and never less than 50 ms."""
+    return max(HIT_TOLERANCE_S, token_s) + 1e-6
+
+
+def lag_scores(
+    true_s: FloatArray,
+    path_s: FloatArray,
+    mean_s: FloatArray,
+    low_s: FloatArray,
+    high_s: FloatArray,
+    *,
+    token_s: float,
+) -> dict[str, float | None]:
+    """How well a lag was found, over the moments where the truth is known.
+
+    Returns
+    -------
+    dict
+        `lag_hit_rate`: share of time in which the most probable path is near the truth.
+        `lag_median_abs_error_s`: of the posterior mean. `lag_coverage_90`: how often the 90 % interval holds it.
+    """
+    known = np.isfinite(true_s)
+    if not known.any():
+        return {"lag_hit_rate": None, "lag_median_abs_error_s": None, "lag_coverage_90": None}
+    error_s = np.abs(mean_s - true_s)[known]
+    hits = np.abs(path_s - true_s)[known] <= hit_tolerance_s(token_s)
+    inside = ((true_s >= low_s) & (true_s <= high_s))[known]
+    return {
+        "lag_hit_rate": float(hits.mean()),
+        "lag_median_abs_error_s": float(np.median(error_s)),
+        "lag_coverage_90": float(inside.mean()),
+    }
+
+
+def stitch(first: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Join overlapping windows into one series: a weighted mean in which the middle of a window counts most.
+
+    Parameters
+    ----------
+    first : ndarray of int, shape (n_windows,)
+        First token of each window.
+    values : ndarray, shape (n_windows, n_steps, ...)
+
+    Returns
+    -------
+    token : ndarray of int, shape (n,)
+        Tokens that some window covers, in order.
+    joined : ndarray, shape (n, ...)
+    window : ndarray of int, shape (n,)
+        The window that counted most.
+    """
+    n_steps = values.shape[1]
+    weight = np.minimum(np.arange(n_steps) + 1, n_steps - np.arange(n_steps)).astype(np.float64)
+    index = first[:, None] + np.arange(n_steps)
+    token, inverse = np.unique(index, return_inverse=True)
+    inverse = inverse.reshape(index.shape)
+    total = np.zeros((token.size, *values.shape[2:]))
+    norm, most, window = np.zeros(token.size), np.zeros(token.size), np.zeros(token.size, dtype=np.int64)
+    shape = (n_steps, *[1] * (values.ndim - 2))
+    for k, places in enumerate(inverse):
+        total[places] += weight.reshape(shape) * values[k]
+        norm[places] += weight
+        better = weight > most[places]
+        window[places[better]] = k
+        most[places] = np.maximum(most[places], weight)
+    return token, total / norm.reshape(-1, *shape[1:]), window
+
+
+def posterior_summary(posterior: np.ndarray, lag_s: FloatArray) -> dict[str, FloatArray]:
+    """Mean, spread, quantiles, mode and entropy of lag posteriors, shape (..., n_lags) -> (...).
+
+    A lag of the grid stands for the interval around it, so quantiles are read off a piecewise linear
+    distribution function and never fall short of half a grid step.
+    """
+    step = float(lag_s[1] - lag_s[0]) if lag_s.size > 1 else 0.0
+    p = posterior.astype(np.float64)
+    p = p / p.sum(axis=-1, keepdims=True)
+    mean = p @ lag_s
+    variance = p @ lag_s**2 - mean**2 + step**2 / 12
+    edges = np.concatenate([lag_s - step / 2, [lag_s[-1] + step / 2]])
+    cdf = np.concatenate([np.zeros((*p.shape[:-1], 1)), np.cumsum(p, axis=-1)], axis=-1)
+    return {
+        "lag_mean_s": mean,
+        "lag_std_s": np.sqrt(np.maximum(variance, 0)),
+        "lag_q05_s": _quantile(cdf, edges, 0.05),
+        "lag_q95_s": _quantile(cdf, edges, 0.95),
+        "lag_map_s": lag_s[p.argmax(axis=-1)],
+        "entropy": -(p * np.log(np.maximum(p, 1e-300))).sum(axis=-1),
+    }
+
+
+def _quantile(cdf: FloatArray, edges: FloatArray, level: float) -> FloatArray:
+    above = np.clip((cdf < level).sum(axis=-1), 1, edges.size - 1)
+    low = np.take_along_axis(cdf, above[..., None] - 1, -1)[..., 0]
+    high = np.take_along_axis(cdf, above[..., None], -1)[..., 0]
+    share = np.clip((level - low) / np.maximum(high - low, 1e-12), 0, 1)
+    return edges[above - 1] + share * (edges[above] - edges[above - 1])
