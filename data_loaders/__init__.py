@@ -19,6 +19,9 @@ _PUBLIC = {
     "write_nwb": "data_loaders.nwb_writer",
     "to_pynapple": "data_loaders.pynapple_objects",
     "from_pynapple": "data_loaders.pynapple_objects",
+    "TokenSequence": "data_loaders.dataset",
+    "WindowDataset": "data_loaders.dataset",
+    "window_loader": "data_loaders.dataset",
     "FileInfo": "data_loaders.formats",
     "Format": "data_loaders.formats",
     "Item": "data_loaders.formats",
@@ -29,6 +32,7 @@ _PUBLIC = {
 if TYPE_CHECKING:
     from data_loaders.assemble import info, load
     from data_loaders.convert import from_neo, save, to_neo, write_nix
+    from data_loaders.dataset import TokenSequence, WindowDataset, window_loader
     from data_loaders.formats import FileInfo, Format, Item, LoadError, Request
     from data_loaders.nwb_writer import write_nwb
     from data_loaders.pynapple_objects import from_pynapple, to_pynapple
@@ -39,6 +43,8 @@ __all__ = [
     "Item",
     "LoadError",
     "Request",
+    "TokenSequence",
+    "WindowDataset",
     "from_neo",
     "from_pynapple",
     "info",
@@ -46,6 +52,7 @@ __all__ = [
     "save",
     "to_neo",
     "to_pynapple",
+    "window_loader",
     "write_nix",
     "write_nwb",
 ]

@@ -12,6 +12,12 @@ __version__ = "0.1.0"
 
 # Public name -> the module that defines it. `load` and `info` live in the sibling package.
 _PUBLIC = {
+    "DecodeConfig": "neurofuse.decode",
+    "decode_recording": "neurofuse.decode",
+    "Decoder": "neurofuse.decoders.contract",
+    "make_decoder": "neurofuse.decoders.family",
+    "tokenize": "neurofuse.tokens",
+    "Windows": "neurofuse.windows",
     "Movement": "neurofuse.recording",
     "NeurofuseError": "neurofuse.recording",
     "Recording": "neurofuse.recording",
@@ -24,12 +30,35 @@ _PUBLIC = {
     "info": "data_loaders",
 }
 
-__all__ = [*_PUBLIC, "__version__"]
+__all__ = [
+    "DecodeConfig",
+    "Decoder",
+    "Movement",
+    "NeurofuseError",
+    "Recording",
+    "Signal",
+    "Spikes",
+    "Windows",
+    "__version__",
+    "decode_recording",
+    "info",
+    "load",
+    "make_decoder",
+    "open_recording",
+    "save_recording",
+    "split_units",
+    "tokenize",
+]
 
 if TYPE_CHECKING:
     from data_loaders import info, load
+    from neurofuse.decode import DecodeConfig, decode_recording
+    from neurofuse.decoders.contract import Decoder
+    from neurofuse.decoders.family import make_decoder
     from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes, split_units
     from neurofuse.storage import open_recording, save_recording
+    from neurofuse.tokens import tokenize
+    from neurofuse.windows import Windows
 
 
 def __getattr__(name: str) -> object:

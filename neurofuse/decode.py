@@ -31,8 +31,8 @@ from neurofuse.recording import (
     split_units,
 )
 from neurofuse.scores import hit_tolerance_s, lag_scores, posterior_summary, r2_per_axis, stitch
-from neurofuse.tokens import Tokens, anchor_clock, default_token_s, tokenize
-from neurofuse.windows import EDGE_TOKENS, Split, Windows, cut, split
+from neurofuse.tokens import Tokens, anchor_clock, tokenize
+from neurofuse.windows import Split, Windows, cut, split
 
 METRICS_LAYOUT = "neurofuse-decode-1"
 # What windows are cut to when nobody says, if the recording has room.
@@ -592,7 +592,8 @@ def _card(result: DecodeResult) -> str:
                 f"# neurofuse decoder `{m['decoder']}`",
                 "",
                 f"Trained on '{m['name']}': {m['n_units']} units, {m['n_channels']} channels, "
-                f"{m['n_windows']['train']} windows of {m['settings']['window_s']:g} s, clocks {', '.join(m['clocks'])}.",
+                f"{m['n_windows']['train']} windows of {m['settings']['window_s']:g} s, "
+                f"clocks {', '.join(m['clocks'])}.",
                 "",
                 f"R2 on the last stretch of the same recording: {m['r2_mean']}"
                 f" (ridge {m.get('baseline_ridge_r2_mean')}), scored {m['scored']}.",

@@ -124,7 +124,7 @@ class Spikes:
     times_s: FloatArray
     unit: IntArray
     units: pd.DataFrame
-    support: FloatArray = field(default=None)  # type: ignore[assignment]
+    support: FloatArray = field(default=None)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         what = f"spikes '{self.name}'"

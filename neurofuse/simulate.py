@@ -94,7 +94,7 @@ def simulate(
     stamp_s, source_s, truth = draw_truth(
         law or NoLag(), LFP_CLOCK, 0.0, c.duration_s, max_lag_s=max_lag_s, rng=rng
     )
-    lfp_time_s = np.arange(int(round(c.duration_s * c.lfp_rate_hz))) * step_s
+    lfp_time_s = np.arange(round(c.duration_s * c.lfp_rate_hz)) * step_s
     shown_s = np.interp(lfp_time_s, stamp_s, source_s)
     index = np.clip(np.rint((shown_s + pad_s) / step_s).astype(int), 0, time_s.size - 1)
     lfp = _field(velocity[index], drive[index], c, rng)
@@ -168,7 +168,8 @@ def _shaped_noise(
     n: int, n_series: int, gain: Callable[[FloatArray], FloatArray], step_s: float, rng: np.random.Generator
 ) -> FloatArray:
     spectrum = np.fft.rfft(rng.standard_normal((n, n_series)), axis=0)
-    out = np.fft.irfft(spectrum * gain(np.fft.rfftfreq(n, step_s))[:, None], n=n, axis=0)
+    frequency_hz = np.arange(len(spectrum)) / (n * step_s)
+    out = np.fft.irfft(spectrum * gain(frequency_hz)[:, None], n=n, axis=0)
     return (out - out.mean(0)) / out.std(0)
 
 

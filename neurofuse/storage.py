@@ -115,7 +115,7 @@ def _plain(column: pd.Series) -> np.ndarray:
 
 
 def _stream_dataset(stream: Stream) -> xr.Dataset:
-    attrs = {"name": stream.name, "clock": stream.clock}
+    attrs: dict[str, str | float] = {"name": stream.name, "clock": stream.clock}
     if isinstance(stream, Signal):
         attrs |= {"kind": stream.kind, "sample_s": stream.sample_s}
         return xr.Dataset({"data": stream.data}, attrs=attrs)

@@ -147,9 +147,10 @@ def tokenize(recording: Recording, *, token_s: float | None = None, fine_s: floa
     bin_s = max((s.sample_s for s in bins), default=0.0)
     if token_s < bin_s * (1 - 1e-6):
         raise NeurofuseError(
-            f"tokens of {token_s:g} s are shorter than the {bin_s:g} s bins of this recording; ask for {bin_s:g} s or more."
+            f"tokens of {token_s:g} s are shorter than the {bin_s:g} s bins of this recording; "
+            f"ask for {bin_s:g} s or more."
         )
-    per_token = max(1, int(round(token_s / max(fine_s, bin_s))))
+    per_token = max(1, round(token_s / max(fine_s, bin_s)))
     fine_s = token_s / per_token
     anchor = anchor_clock(recording)
     order = [anchor, *(c for c in recording.clocks if c != anchor and recording.on(c))]

@@ -7,6 +7,7 @@ is gathered from the tokens when it is asked for, with the second clock moved by
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -81,12 +82,12 @@ class Windows:
         """(n_windows, n_steps)."""
         return len(self.first), self.n_steps
 
-    def __getitem__(self, rows: object) -> Windows:
+    def __getitem__(self, rows: Any) -> Windows:
         if isinstance(rows, tuple):  # scikit-learn asks for X[rows, ...]
             rows = rows[0]
         if isinstance(rows, (int, np.integer)):
             rows = [int(rows)]
-        return replace(self, first=self.first[rows], shift=self.shift[rows])  # type: ignore[index]
+        return replace(self, first=self.first[rows], shift=self.shift[rows])
 
     @property
     def reach(self) -> int:
@@ -283,7 +284,7 @@ def split(
 
 
 def _in_tokens(tokens: Tokens, window_s: float, max_lag_s: float) -> tuple[int, int]:
-    n_steps = int(round(window_s / tokens.token_s))
+    n_steps = round(window_s / tokens.token_s)
     if n_steps < 2:
         raise NeurofuseError(
             f"a window of {window_s:g} s holds {n_steps} token(s) of {tokens.token_s:g} s; windows need at least two."

@@ -34,7 +34,7 @@ START_TEMPERATURE = 4.0
 
 # Recognition: how many other windows a window is told from, in how many stretches it is asked, and how many
 # independent looks a stretch is worth.
-N_OTHERS = 5
+N_OTHERS = 3
 N_STRETCHES = 4
 TOKENS_APART = 8.0
 
@@ -158,6 +158,11 @@ class LagNetwork(nn.Module):
             width * len(n_inputs), width, n_axes, kernel=kernel, dropout=dropout, causal=causal
         )
 
+    @property
+    def attending(self) -> list[LagAttention]:
+        """The attentions, one a clock but the anchor."""
+        return [a for a in self.attentions if isinstance(a, LagAttention)]
+
     def forward(self, values: list[Tensor], present: list[Tensor], reach: int) -> tuple[Tensor, Reading]:
         # The anchor's own context is EDGE_TOKENS; that of the others reaches the largest lag further.
         edge, spare = EDGE_TOKENS, reach - EDGE_TOKENS
@@ -165,7 +170,7 @@ class LagNetwork(nn.Module):
         asking = self.encoders[0](_trim(values[0], spare), there)
         features, reading = [asking], Reading([], [], [], [])
         for encoder, attention, x, on in zip(
-            self.encoders[1:], self.attentions, values[1:], present[1:], strict=True
+            self.encoders[1:], self.attending, values[1:], present[1:], strict=True
         ):
             asked = encoder(x, on)
             query, key = attention.queries(asking, there), attention.keys(asked, on)
@@ -183,7 +188,7 @@ class LagNetwork(nn.Module):
         return [
             attention.path(score, posterior)
             for attention, score, posterior in zip(
-                self.attentions,
+                self.attending,
                 (s[:, :, EDGE_TOKENS:-EDGE_TOKENS] for s in reading.scores),
                 reading.posteriors,
                 strict=True,
@@ -193,7 +198,7 @@ class LagNetwork(nn.Module):
     def alignment_loss(self, reading: Reading, lag_BTC: Tensor) -> Tensor:
         """How badly the streams are matched: by the known lag where there is one, else by recognition."""
         losses = []
-        for c, attention in enumerate(self.attentions):
+        for c, attention in enumerate(self.attending):
             known = torch.isfinite(lag_BTC[..., c]) & (lag_BTC[..., c].abs() <= self.max_lag)
             if bool(known.any()):
                 losses.append(lag_loss(reading.posteriors[c], lag_BTC[..., c], known, self.max_lag))

@@ -6,6 +6,7 @@ import copy
 import math
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,6 +85,8 @@ class TorchDecoder(Decoder):
         self.device = device
         self.progress = progress
 
+    network_: Any  # an nn.Module; what more it offers is its own affair
+
     def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> nn.Module:
         raise TypeError(f"{type(self).__name__} does not say what network it trains.")
 
@@ -143,6 +146,9 @@ class TorchDecoder(Decoder):
             unit="step",
             file=sys.stderr,
             disable=not self.progress,
+            # A log file gets a line now and then, a terminal a moving bar.
+            mininterval=0.1 if sys.stderr.isatty() else 20.0,
+            maxinterval=0.1 if sys.stderr.isatty() else 60.0,
         )
         with bar:
             for step in range(1, self.n_steps + 1):
@@ -165,7 +171,7 @@ class TorchDecoder(Decoder):
                 self.history_["train"].append(float(np.mean(recent)))
                 self.history_["validation"].append(held)
                 recent = []
-                bar.set_postfix(validation=f"{held:.3f}", best=f"{min(best, held):.3f}")
+                bar.set_postfix(validation=f"{held:.3f}", best=f"{min(best, held):.3f}", refresh=False)
                 if held < best:
                     best, best_state, waited = held, copy.deepcopy(net.state_dict()), 0
                 else:
