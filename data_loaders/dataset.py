@@ -1,4 +1,4 @@
-"""In: windows of a recording. Out: token sequences as a torch Dataset and DataLoader, for people with a loop of their own.
+"""In: windows of a recording. Out: token sequences as a torch Dataset and DataLoader, for a loop of your own.
 
 Two views of the same tokens. On the grid a window is one array a clock, (tokens x features): what `fit`
 consumes. As a sequence it is a list of (time, source, value): one entry for every unit that fired in a token
@@ -47,8 +47,8 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
     ----------
     windows : Windows
     redraw : bool
-        Draw injected lags anew at every look, from a generator seeded by `seed`, the item and how often it was
-        looked at: the same run gives the same numbers with any number of workers and one pass each.
+        Draw the injected lag of each window anew, from a generator seeded by `seed`, the epoch and the window, so
+        that any number of workers gives the same numbers. Call `set_epoch` before each pass.
     seed : int
     """
 
@@ -56,10 +56,14 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         self.windows = windows
         self.redraw = redraw
         self.seed = seed
-        self._looks = np.zeros(len(windows), dtype=np.int64)
+        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.windows)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which pass over the data comes next; it chooses the lags that `redraw` draws."""
+        self.epoch = epoch
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         if not -len(self) <= index < len(self):
@@ -67,8 +71,7 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         index %= len(self)
         rng = None
         if self.redraw:
-            rng = np.random.default_rng([self.seed, index, int(self._looks[index])])
-            self._looks[index] += 1
+            rng = np.random.default_rng([self.seed, self.epoch, index])
         batch = self.windows.batch(slice(index, index + 1), rng=rng)
         item = {f"values{k}": torch.from_numpy(v[0]) for k, v in enumerate(batch.values)}
         item |= {f"present{k}": torch.from_numpy(p[0]) for k, p in enumerate(batch.present)}
