@@ -66,9 +66,7 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"window {index} of {len(self)}")
-        index %= len(self)
+        index = self._row(index)
         rng = None
         if self.redraw:
             rng = np.random.default_rng([self.seed, self.epoch, index])
@@ -77,8 +75,14 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         item |= {f"present{k}": torch.from_numpy(p[0]) for k, p in enumerate(batch.present)}
         return item | {"movement": torch.from_numpy(batch.movement[0]), "lag": torch.from_numpy(batch.lag[0])}
 
+    def _row(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        return index % len(self)
+
     def sequences(self, index: int) -> list[TokenSequence]:
         """The same window as one (time, source, value) sequence a clock; units that did not fire are left out."""
+        index = self._row(index)
         batch = self.windows.batch(slice(index, index + 1))
         tokens = self.windows.tokens
         out = []

@@ -10,10 +10,11 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -28,7 +29,14 @@ app = App(
     help="Decode movement from spikes and LFP whose clocks do not agree.",
     version=neurofuse.__version__,
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,
 )
+
+
+def _whole(_: Any, tokens: Sequence[Any]) -> int:
+    """A whole number as typed; without this 1.5 would be rounded."""
+    return int(tokens[0].value)
+
 
 # Options that say what to read, shared by every command that reads a recording.
 Spikes = Annotated[
@@ -95,13 +103,14 @@ def decode(
         ),
     ] = None,
     split_units: Annotated[
-        int | None, Parameter(help="Keep so many units on the first clock, give the rest their own.")
+        int | None,
+        Parameter(converter=_whole, help="Keep so many units on the first clock, give the rest their own."),
     ] = None,
     line_hz: Annotated[
         float | None, Parameter(help="Mains frequency to remove from the LFP, 50 or 60.")
     ] = None,
-    steps: Annotated[int | None, Parameter(help="Gradient steps at most.")] = None,
-    seed: Annotated[int, Parameter(help="Of everything random.")] = 0,
+    steps: Annotated[int | None, Parameter(converter=_whole, help="Gradient steps at most.")] = None,
+    seed: Annotated[int, Parameter(converter=_whole, help="Of everything random.")] = 0,
     device: Annotated[str, Parameter(help="cpu, cuda or auto.")] = "auto",
     out: Annotated[Path | None, Parameter(help="Folder for the results (out/NAME).")] = None,
     as_json: Annotated[
@@ -154,7 +163,6 @@ def decode(
                 allow_negative_times,
             )
         load_s = time.perf_counter() - start
-        _say(repr(recording))
         result = decode_recording(recording, config=config, truths=truths, progress=True)
         result.metrics["seconds"] = {"load": round(load_s, 3), **result.metrics["seconds"]}
         save_result(result, partial)
@@ -238,12 +246,13 @@ def convert(
     circular: Circular = None,
     missing: Missing = "refuse",
     allow_negative_times: Negative = False,
-    seed: Annotated[int, Parameter(help="Of the demo.")] = 0,
+    seed: Annotated[int, Parameter(converter=_whole, help="Of the demo.")] = 0,
 ) -> None:
     """Read a recording and write it as one NWB, netCDF or NIX file, every clock kept by name."""
     from data_loaders import save
     from neurofuse.simulate import demo_law, simulate
 
+    _check_seed(seed)
     if _is_demo(paths):
         import numpy as np
 
@@ -264,27 +273,43 @@ def convert(
             allow_negative_times,
         )
     save(recording, out)
+    _say(repr(recording))
     _say(f"wrote {out}")
 
 
 def main(tokens: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
-    from neurofuse.recording import NeurofuseError
+    from neurofuse.recording import NeurofuseError, RecordingWarning
 
     try:
-        app(tokens, exit_on_error=False, print_error=False)
+        with warnings.catch_warnings():
+            # What libraries mutter about their own code is not for the user of this one.
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", RecordingWarning)
+            warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
+            app(tokens, exit_on_error=False, print_error=False)
     except NeurofuseError as error:
-        _say(f"neurofuse: error: {error}")
-        sys.exit(2)
+        _fail(str(error))
     except CycloptsError as error:
-        _say(f"neurofuse: error: {' '.join(str(error).split())}")
-        sys.exit(2)
+        _fail(str(error))
     except KeyboardInterrupt:
         _say("neurofuse: interrupted")
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except MemoryError as error:
+        _fail(
+            f"there is not enough memory ({error}); take fewer channels, longer tokens or a shorter recording."
+        )
+    except OSError as error:
+        _fail(f"cannot read or write '{error.filename or 'a file'}' ({error.strerror or error}).")
+
+
+def _fail(reason: str) -> NoReturn:
+    """One sentence on one line, and the exit code of what cannot be used."""
+    _say(f"neurofuse: error: {' '.join(reason.split())}")
+    sys.exit(2)
 
 
 def _load(
@@ -308,23 +333,27 @@ def _load(
         try:
             turn = True if circular == "auto" else float(circular)
         except ValueError:
+            turn = 0.0
+        if turn is not True and not 0 < turn < float("inf"):
             raise NeurofuseError(
                 f"--circular takes 'auto' or the length of one turn in the movement's unit, got '{circular}'."
-            ) from None
-    return neurofuse.load(
-        list(paths) or None,
-        format=format,
-        spikes=spikes,
-        lfp=lfp,
-        movement=movement,
-        bin_s=bin_s,
-        rate_hz=rate_hz,
-        time_unit=time_unit,
-        gap_tolerance_ms=gap_tolerance_ms,
-        circular=turn,
-        missing=missing,
-        allow_negative_times=allow_negative_times,
-    )
+            )
+    # Libraries that print while they read must not spoil what --json puts on stdout.
+    with redirect_stdout(sys.stderr):
+        return neurofuse.load(
+            list(paths) or None,
+            format=format,
+            spikes=spikes,
+            lfp=lfp,
+            movement=movement,
+            bin_s=bin_s,
+            rate_hz=rate_hz,
+            time_unit=time_unit,
+            gap_tolerance_ms=gap_tolerance_ms,
+            circular=turn,
+            missing=missing,
+            allow_negative_times=allow_negative_times,
+        )
 
 
 def _is_demo(paths: tuple[str, ...]) -> bool:
@@ -355,11 +384,12 @@ def _demo(path: str, seed: int, folder: Path) -> tuple[Recording, dict[str, LagT
 def _name_of(paths: tuple[str, ...], *choices: str | None) -> str:
     """A short folder name for what is decoded."""
     first = next(iter(paths), None) or next((c for c in choices if c and c != "none"), "recording")
-    return Path(first.split("::")[0]).stem.replace(":", "-") or "recording"
+    return Path(first.split("::")[0]).absolute().resolve().stem.replace(":", "-") or "recording"
 
 
 def _check_settings(config: Any) -> None:
     """Refuse settings that no recording could satisfy, before anything is read."""
+    from neurofuse.decode import WINDOW_S
     from neurofuse.decoders.family import parameters_of
     from neurofuse.jitters.lag import parse_law
     from neurofuse.recording import NeurofuseError
@@ -373,16 +403,45 @@ def _check_settings(config: Any) -> None:
         "--max-lag": config.max_lag_s,
         "--steps": config.n_steps,
         "--split-units": config.split_units,
-        "--line-hz": config.line_hz,
     }
     for option, value in positive.items():
-        if value is not None and not value > 0:
-            raise NeurofuseError(f"{option} must be positive, got {value:g}.")
-    if config.max_lag_s is not None and config.window_s is not None and config.max_lag_s >= config.window_s:
+        if value is not None and not 0 < value < float("inf"):
+            raise NeurofuseError(f"{option} must be a positive number, got {value:g}.")
+    _check_seed(config.seed)
+    if config.line_hz is not None and config.line_hz not in (50, 60):
+        raise NeurofuseError(f"--line-hz must be 50 or 60, got {config.line_hz:g}; leave it out for none.")
+    window_s = WINDOW_S if config.window_s is None else config.window_s
+    if config.max_lag_s is not None and config.max_lag_s >= window_s:
         raise NeurofuseError(
-            f"the search range of +-{config.max_lag_s:g} s must be shorter than a window ({config.window_s:g} s); "
+            f"the search range of +-{config.max_lag_s:g} s must be shorter than a window ({window_s:g} s); "
             "lower --max-lag or raise --window."
         )
+    _check_device(config.device)
+
+
+def _check_seed(seed: int) -> None:
+    from neurofuse.recording import NeurofuseError
+
+    if seed < 0:
+        raise NeurofuseError(f"--seed must be zero or more, got {seed}.")
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that is not there before anything is read."""
+    import torch
+
+    from neurofuse.recording import NeurofuseError
+
+    kind, _, number = device.partition(":")
+    if device not in ("auto", "cpu") and not (kind == "cuda" and (number.isdigit() or device == "cuda")):
+        raise NeurofuseError(f"there is no device '{device}'; choose auto, cpu, cuda or cuda:NUMBER.")
+    if kind == "cuda":
+        n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(number or 0) >= n_gpus:
+            raise NeurofuseError(
+                f"--device {device}: PyTorch finds {n_gpus} NVIDIA GPU(s) here; "
+                f"choose {'auto or cpu' if not n_gpus else f'cuda:0 to cuda:{n_gpus - 1}, auto or cpu'}."
+            )
 
 
 @contextmanager
@@ -393,18 +452,27 @@ def _new_folder(folder: Path, *, marker: str) -> Iterator[Path]:
     """
     from neurofuse.recording import NeurofuseError
 
-    if folder.exists() and (
-        not folder.is_dir() or (any(folder.iterdir()) and not (folder / marker).exists())
-    ):
-        raise NeurofuseError(
-            f"'{folder}' exists and holds something other than results of neurofuse; choose another --out."
-        )
+    made: list[Path] = []
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists() and (
+            not folder.is_dir() or (any(folder.iterdir()) and not (folder / marker).exists())
+        ):
+            raise NeurofuseError(
+                f"'{folder}' exists and holds something other than results of neurofuse; choose another --out."
+            )
+        above = [p for p in folder.absolute().parents if not p.exists()]
+        for parent in reversed(above):
+            parent.mkdir()
+            made.append(parent)
         partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".neurofuse-"))
-    except OSError as error:
+    except NeurofuseError:
+        raise
+    except (OSError, ValueError) as error:
+        _remove_empty(made)
+        file = next((p for p in folder.absolute().parents if _is_file(p)), None)
+        why = f"'{file}' is a file" if file else str(getattr(error, "strerror", None) or error)
         raise NeurofuseError(
-            f"cannot write to '{folder}': {error.strerror or error}; choose an --out you may write to."
+            f"cannot write to '{folder}' ({why}); choose an --out you may write to."
         ) from None
     try:
         yield partial
@@ -414,12 +482,30 @@ def _new_folder(folder: Path, *, marker: str) -> Iterator[Path]:
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        _remove_empty(made)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Take back folders that were made on the way, innermost first, as far as they are empty."""
+    for folder in reversed(folders):
+        try:
+            folder.rmdir()
+        except OSError:
+            return
 
 
 def _tell(metrics: dict[str, Any], alignment: Any, folder: Path, as_json: bool) -> None:
     """The verdict on stderr and, if asked, everything on stdout."""
     from neurofuse.report import verdict
 
+    _say(metrics["recording"])
     for warning in metrics["warnings"]:
         _say(f"warning: {warning}")
     if metrics.get("r2_mean") is not None:

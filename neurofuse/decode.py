@@ -39,6 +39,8 @@ METRICS_LAYOUT = "neurofuse-decode-1"
 WINDOW_S = 3.0
 MAX_LAG_S = 0.5
 SHORTEST_WINDOW_S = 0.2
+# Data this far from the movement is left out; far more than any window reads.
+MARGIN_S = 60.0
 # Below these, scores say little about the decoder.
 TRUST_TRAIN_S = 60.0
 TRUST_TEST_S = 20.0
@@ -142,6 +144,8 @@ def decode_recording(
     seconds: dict[str, float] = {}
     rng = np.random.default_rng([config.seed, 11])
     _check_decodable(recording)
+    _check_overlap(recording)
+    recording = _near_movement(recording)
     recording, jitter, drawn = _misalign(recording, config, rng)
     known = (truths or {}) | drawn
     with _timed(seconds, "features"):
@@ -149,7 +153,6 @@ def decode_recording(
     warnings = list(ready.warnings)
     with _timed(seconds, "tokens"):
         tokens = tokenize(ready.featured, token_s=config.token_s)
-        _check_overlap(tokens)
         parts = _windows(
             tokens,
             config,
@@ -423,25 +426,29 @@ def _misalign(
     return recording, None, truths
 
 
-def _check_overlap(tokens: Tokens) -> None:
+def _check_overlap(recording: Recording) -> None:
     """Refuse clocks that share no time, with the numbers that show it."""
-    per = tokens.per_token
-    spans = []
-    for clock in tokens.clocks:
-        there = np.flatnonzero(np.diff(clock.cover[::per]) > 0)
-        spans.append(tokens.time_s(there[[0, -1]]) if there.size else np.full(2, np.nan))
-    moves = np.flatnonzero(np.isfinite(tokens.movement).all(axis=1))
-    spans.append(tokens.time_s(moves[[0, -1]]) if moves.size else np.full(2, np.nan))
-    names = [*(f"clock '{c.clock}'" for c in tokens.clocks), "the movement"]
-    for name, span in zip(names, spans, strict=True):
-        if not np.isfinite(span).all():
-            raise NeurofuseError(f"{name} holds no data on the common time axis; check its times.")
-    low, high = int(np.argmax([s[0] for s in spans])), int(np.argmin([s[1] for s in spans]))
-    if spans[low][0] >= spans[high][1]:
+    spans = {
+        f"clock '{clock}'": (min(s.start_s for s in streams), max(s.stop_s for s in streams))
+        for clock in recording.clocks
+        if (streams := recording.on(clock))
+    }
+    spans["the movement"] = recording.span_s
+    late = max(spans, key=lambda name: spans[name][0])
+    early = min(spans, key=lambda name: spans[name][1])
+    if spans[late][0] >= spans[early][1]:
         raise NeurofuseError(
-            f"{names[low]} ({spans[low][0]:.2f} to {spans[low][1]:.2f} s) and {names[high]} ({spans[high][0]:.2f} to "
-            f"{spans[high][1]:.2f} s) share no time; the clocks may start at different zeros, so shift one of them."
+            f"{late} ({spans[late][0]:.2f} to {spans[late][1]:.2f} s) and {early} ({spans[early][0]:.2f} to "
+            f"{spans[early][1]:.2f} s) share no time; the clocks may start at different zeros, so shift one of them."
         )
+
+
+def _near_movement(recording: Recording) -> Recording:
+    """Leave out what was recorded long before or after the movement: it teaches nothing and fills the memory."""
+    start_s, stop_s = (recording.span_s[0] - MARGIN_S, recording.span_s[1] + MARGIN_S)
+    if all(s.start_s >= start_s and s.stop_s <= stop_s for s in recording.streams):
+        return recording
+    return recording.between(start_s, stop_s)
 
 
 def _windows(
@@ -477,7 +484,8 @@ def _windows(
                 rng=rng,
             )
         except NeurofuseError as error:
-            failure = failure or error
+            # The last and shortest says best how much is missing.
+            failure = error
             continue
         if failure is not None:
             warnings.append(

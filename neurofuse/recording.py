@@ -76,7 +76,9 @@ def intervals_of(time_s: FloatArray, sample_s: float) -> FloatArray:
     breaks = np.flatnonzero(np.diff(time_s) > GAP_SAMPLES * sample_s)
     starts = np.concatenate([[0], breaks + 1])
     stops = np.concatenate([breaks, [time_s.size - 1]])
-    return np.stack([time_s[starts], time_s[stops] + sample_s], axis=1)
+    rows = np.stack([time_s[starts], time_s[stops] + sample_s], axis=1)
+    rows.flags.writeable = False
+    return rows
 
 
 def _as_support(support: ArrayLike | None, fallback: tuple[float, float], what: str) -> FloatArray:

@@ -26,7 +26,7 @@ def save_recording(recording: Recording, path: str | Path) -> Path:
     """
     path = Path(path)
     head = xr.Dataset(
-        {f"trials_{c}": ("trial", _plain(recording.trials[c])) for c in recording.trials.columns},
+        {f"trials_{_key(c)}": ("trial", _plain(recording.trials[c])) for c in recording.trials.columns},
         attrs={
             "layout": LAYOUT,
             "name": recording.name,
@@ -53,16 +53,24 @@ def open_recording(path: str | Path) -> Recording:
     Raises
     ------
     NeurofuseError
-        If the file is not one of ours.
+        If there is no such file, or it is not one of ours.
     """
     path = Path(path)
-    with xr.open_dataset(path, engine="h5netcdf") as head:
+    try:
+        found = xr.open_dataset(path, engine="h5netcdf")
+    except FileNotFoundError:
+        raise NeurofuseError(f"there is no file '{path}'; check the path.") from None
+    except OSError as error:
+        raise NeurofuseError(
+            f"'{path}' cannot be read ({error}); give a whole .nc file that neurofuse wrote."
+        ) from None
+    with found as head:
         if head.attrs.get("layout") != LAYOUT:
             raise NeurofuseError(
                 f"'{path}' is not a neurofuse recording; its layout is {head.attrs.get('layout')!r}."
             )
         head.load()
-    trials = pd.DataFrame({str(n).removeprefix("trials_"): v.values for n, v in head.data_vars.items()})
+    trials = pd.DataFrame({_column(n, "trials_"): v.values for n, v in head.data_vars.items()})
     if trials.columns.empty:
         trials = pd.DataFrame({"start_s": [], "stop_s": []})
     streams = [
@@ -70,8 +78,8 @@ def open_recording(path: str | Path) -> Recording:
     ]
     movement = None
     try:
-        found = _group(path, "movement")
-        movement = Movement(str(found.attrs["name"]), found["data"], float(found.attrs["sample_s"]))
+        kept = _group(path, "movement")
+        movement = Movement(str(kept.attrs["name"]), kept["data"], float(kept.attrs["sample_s"]))
     except (OSError, KeyError):
         pass
     provenance = tuple(json.loads(head.attrs["provenance"]))
@@ -99,19 +107,31 @@ class whole_file:
         return self.partial
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            os.chmod(self.partial, 0o644)
-            os.replace(self.partial, self.path)
-        else:
+        try:
+            if kind is None:
+                os.chmod(self.partial, 0o644)
+                os.replace(self.partial, self.path)
+        except OSError as error:
+            raise NeurofuseError(
+                f"cannot write '{self.path}': {error.strerror or error}; choose another name."
+            ) from None
+        finally:
             self.partial.unlink(missing_ok=True)
 
 
 def _plain(column: pd.Series) -> np.ndarray:
-    if column.dtype.kind in "fiu":
+    if column.dtype.kind in "fiub":
         return column.to_numpy()
-    if column.dtype.kind == "b":
-        return column.to_numpy().astype(np.int8)
     return column.astype(str).to_numpy(dtype=object)
+
+
+def _key(column: object) -> str:
+    """A column's name as a netCDF variable may be called: a slash there would mean a folder."""
+    return str(column).replace("%", "%25").replace("/", "%2F")
+
+
+def _column(variable: object, prefix: str) -> str:
+    return str(variable).removeprefix(prefix).replace("%2F", "/").replace("%25", "%")
 
 
 def _stream_dataset(stream: Stream) -> xr.Dataset:
@@ -124,7 +144,7 @@ def _stream_dataset(stream: Stream) -> xr.Dataset:
         "unit": ("spike", stream.unit),
         "support": (("stretch", "edge"), stream.support),
     }
-    variables |= {f"units_{c}": ("unit_row", _plain(stream.units[c])) for c in stream.units.columns}
+    variables |= {f"units_{_key(c)}": ("unit_row", _plain(stream.units[c])) for c in stream.units.columns}
     return xr.Dataset(variables, attrs=attrs | {"kind": "spikes"})
 
 
@@ -133,11 +153,7 @@ def _stream_from(dataset: xr.Dataset) -> Stream:
     if kind != "spikes":
         return Signal(name, clock, dataset["data"], kind, float(dataset.attrs["sample_s"]))  # type: ignore[arg-type]
     units = pd.DataFrame(
-        {
-            str(n).removeprefix("units_"): v.values
-            for n, v in dataset.data_vars.items()
-            if str(n).startswith("units_")
-        }
+        {_column(n, "units_"): v.values for n, v in dataset.data_vars.items() if str(n).startswith("units_")}
     )
     return Spikes(
         name, clock, dataset["times_s"].values, dataset["unit"].values, units, dataset["support"].values
@@ -145,5 +161,6 @@ def _stream_from(dataset: xr.Dataset) -> Stream:
 
 
 def _group(path: Path, group: str) -> xr.Dataset:
-    with xr.open_dataset(path, engine="h5netcdf", group=group) as dataset:
+    # What a signal's unit is called ("s", "days since ...") must not turn its samples into dates.
+    with xr.open_dataset(path, engine="h5netcdf", group=group, decode_times=False) as dataset:
         return dataset.load()

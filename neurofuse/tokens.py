@@ -155,7 +155,7 @@ def tokenize(recording: Recording, *, token_s: float | None = None, fine_s: floa
     anchor = anchor_clock(recording)
     order = [anchor, *(c for c in recording.clocks if c != anchor and recording.on(c))]
     origin_s = _origin(recording, anchor)
-    stop_s = max(max(s.stop_s for s in recording.streams), recording.span_s[1])
+    stop_s = max([recording.span_s[1], *(s.stop_s for s in recording.streams if len(s.support))])
     n_tokens = int(np.ceil((stop_s - origin_s) / token_s - 1e-6))
     if n_tokens < 2:
         raise NeurofuseError(
@@ -172,9 +172,10 @@ def _origin(recording: Recording, anchor: str) -> float:
 
     Shifting by whole bins keeps every bin of counts inside one token.
     """
-    binned = [s for s in recording.signals if s.kind != "lfp"]
+    # A stream with nothing in it has no start; the zero it reports must not stretch the grid.
+    binned = [s for s in recording.signals if s.kind != "lfp" and len(s.support)]
     binned.sort(key=lambda s: (s.clock != anchor, -s.sample_s))
-    first = min(min(s.start_s for s in recording.streams), recording.span_s[0])
+    first = min([recording.span_s[0], *(s.start_s for s in recording.streams if len(s.support))])
     if not binned:
         return first
     edge, step = binned[0].start_s, binned[0].sample_s
@@ -196,7 +197,16 @@ def _clock_tokens(
     )
     # Streams of one clock are looked at together: a step counts as recorded as far as all of them were.
     cover = np.min([p[1] for p in parts], axis=0)
-    per_step = np.concatenate([p[0] for p in parts], axis=1) * (cover > 0)[:, None]
+    # A step counts by how much of it was recorded: a mean in full, a count by the share all streams saw of it.
+    per_step = np.concatenate(
+        [
+            values * (cover / np.maximum(own, 1e-9) if is_count else cover)[:, None]
+            for (values, own), is_count in zip(
+                parts, (isinstance(s, Spikes) or s.kind == "counts" for s in streams), strict=True
+            )
+        ],
+        axis=1,
+    )
     total = np.concatenate([np.zeros((1, per_step.shape[1])), np.cumsum(per_step, axis=0)])
     return ClockTokens(clock, tuple(names), total, np.concatenate([[0.0], np.cumsum(cover)]), counted)
 
@@ -226,14 +236,13 @@ def _fine_signal(signal: Signal, origin_s: float, fine_s: float, n_fine: int) ->
         out[step[first]] = sums
         return out
     out[step[first]] = sums / np.diff(np.append(first, step.size))[:, None]
-    # Where samples come slower than fine steps, a sample holds until the next is due.
+    # A sample holds until the next is due, which may lie in a later step than the sample itself.
     reach = int(np.ceil(signal.sample_s / fine_s - 1e-6))
-    if reach > 1:
-        held = np.full(n_fine, -1)
-        held[step[first]] = step[first]
-        held = np.maximum.accumulate(held)
-        near = (held >= 0) & (np.arange(n_fine) - held < reach)
-        out[near] = out[held[near]]
+    held = np.full(n_fine, -1)
+    held[step[first]] = step[first]
+    held = np.maximum.accumulate(held)
+    near = (held >= 0) & (np.arange(n_fine) - held <= reach)
+    out[near] = out[held[near]]
     return out
 
 

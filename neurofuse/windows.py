@@ -118,8 +118,14 @@ class Windows:
 
     @property
     def groups(self) -> np.ndarray:
-        """A label a window such that windows of different labels share no token, for grouped splits."""
-        return (self.first - self.first.min()) // self.n_steps if len(self) else self.first
+        """A label a window such that windows of different labels share no token, for grouped splits.
+
+        Windows that overlap form one group, so cut with a stride of a whole window to get many.
+        """
+        order = np.argsort(self.first, kind="stable")
+        label = np.zeros(len(self), dtype=np.int64)
+        label[order[1:]] = np.cumsum(np.diff(self.first[order]) >= self.n_steps)
+        return label
 
     def batch(self, rows: np.ndarray | slice, *, rng: np.random.Generator | None = None) -> Batch:
         """Gather some windows; with `rng`, their injected lags are drawn anew."""
@@ -232,7 +238,8 @@ def split(
     """Part a recording into training, validation and test windows.
 
     The three are stretches in time order, `train` and `validation` being their shares of the movement. Between
-    them lies a gap as long as the context a window reads, so that no decoder sees test samples in training.
+    them lies a gap as long as the context a window reads, injected lags included, so that no decoder sees test
+    samples in training.
     Test windows overlap by half, unless each carries its own injected lag: then they lie side by side.
 
     Raises
@@ -250,12 +257,12 @@ def split(
         raise NeurofuseError(
             "no movement falls into the time of the recording; check that both are on the same clock."
         )
-    gap = max_lag + EDGE_TOKENS
+    own_lag = jitter is not None and len(tokens.clocks) > 1
+    # A window with an injected lag shows the other clock's content from up to `max_lag` beyond its context.
+    gap = max_lag + EDGE_TOKENS + (max_lag if own_lag else 0)
     begin, end = int(there[0]), int(there[-1]) + 1
-    room = there.size - 2 * gap
     cuts = [there[min(int(share * there.size), there.size - 1)] for share in (train, train + validation)]
     stretches = ((begin, cuts[0]), (cuts[0] + gap, cuts[1]), (cuts[1] + gap, end))
-    own_lag = jitter is not None and len(tokens.clocks) > 1
     strides = (window_s / 12, window_s / 2, window_s if own_lag else window_s / 2)
     parts = [
         cut(
@@ -277,7 +284,7 @@ def split(
             need_s = (n_steps + gap) * tokens.token_s / min(validation, 1 - train - validation)
             raise NeurofuseError(
                 f"the {name} stretch has no room for a window of {window_s:g} s: movement covers "
-                f"{max(room, 0) * tokens.token_s:.1f} s of usable time and about {need_s:.0f} s are needed; "
+                f"{there.size * tokens.token_s:.1f} s and about {np.ceil(need_s):.0f} s are needed; "
                 "use a shorter --window or --max-lag, or a longer recording."
             )
     return Split(*parts)

@@ -213,7 +213,9 @@ class Decoder(BaseEstimator):
             ) from None
         if config.get("layout") != LAYOUT:
             raise NeurofuseError(f"'{folder}' has the layout {config.get('layout')!r}, not {LAYOUT!r}.")
-        decoder = make_decoder(config["decoder"], **config["parameters"])
+        # JSON has lists where Python had tuples.
+        parameters = {k: tuple(v) if isinstance(v, list) else v for k, v in config["parameters"].items()}
+        decoder = make_decoder(config["decoder"], **parameters)
         decoder.features_, decoder.clocks_ = config["features"], config["clocks"]
         decoder.n_axes_, decoder.token_s_ = config["n_axes"], config["token_s"]
         decoder.max_lag_ = config["max_lag"]

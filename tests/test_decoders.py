@@ -1,0 +1,264 @@
+"""The contract every decoder keeps, and the lag that those which look for one must find."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.model_selection import GroupKFold, cross_val_score
+
+from neurofuse.decoders.contract import Decoder
+from neurofuse.decoders.family import DECODERS, make_decoder
+from neurofuse.decoders.tracked import lag_loss, recognition_loss
+from neurofuse.jitters.lag import WindowLag
+from neurofuse.recording import Movement, NeurofuseError, Recording, Signal
+from neurofuse.tokens import tokenize
+from neurofuse.windows import split
+
+torch.set_num_threads(1)
+NAMES = sorted(DECODERS)
+LAGGING = ["constant", "softmax", "tracked"]
+
+
+def two_systems(*, seconds=60.0, seed=0, lag_s=0.0, noise=0.5):
+    """Two noisy views of a shared drive on a 50 ms grid, on clocks `a` and `b`; half of the movement in each."""
+    rng = np.random.default_rng(seed)
+    n = int(seconds / 0.05)
+    drive = rng.standard_normal((n + 200, 3))
+    for _ in range(2):
+        drive = (drive[:-1] + drive[1:]) / np.sqrt(2)
+    drive = drive[100 : 100 + n]
+    views = [drive @ rng.standard_normal((3, 8)) + noise * rng.standard_normal((n, 8)) for _ in range(2)]
+    own = [rng.standard_normal((n, 1)) for _ in range(2)]
+    own = [(o + np.roll(o, 1, 0) + np.roll(o, -1, 0)) / np.sqrt(3) for o in own]
+    movement = np.concatenate([own[0] + own[1], own[1] - own[0]], axis=1)
+    streams = [
+        Signal.from_array(
+            np.concatenate([v, o + 0.1 * rng.standard_normal((n, 1))], axis=1),
+            clock=c,
+            name=c,
+            time_s=np.arange(n) * 0.05 + (lag_s if c == "b" else 0.0),
+            kind="power",
+        )
+        for v, o, c in zip(views, own, "ab", strict=True)
+    ]
+    return Recording("two", "a", tuple(streams), Movement.from_array(movement, time_s=np.arange(n) * 0.05))
+
+
+def cut(recording, *, jitter=None, max_lag_s=0.5, seed=0, window_s=3.0):
+    return split(
+        tokenize(recording),
+        window_s=window_s,
+        max_lag_s=max_lag_s,
+        jitter=jitter,
+        rng=np.random.default_rng(seed),
+    )
+
+
+def quick(name, **more):
+    small = {"width": 16, "n_steps": 40, "check_every": 20, "batch_size": 8} if name != "ridge" else {}
+    return make_decoder(name, **(small | more))
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return cut(two_systems())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_decoder_keeps_the_contract(name, parts, tmp_path):
+    decoder = quick(name, seed=3)
+    with pytest.raises(NeurofuseError, match="call fit first"):
+        decoder.predict(parts.test)
+    assert clone(decoder).get_params() == decoder.get_params()
+
+    assert decoder.fit(parts.train, validation=parts.validation) is decoder
+    said = decoder.decode(parts.test)
+    assert said.movement.shape == parts.test.movement.shape
+    np.testing.assert_array_equal(decoder.predict(parts.test), said.movement)
+    assert -1 < decoder.score(parts.test) <= 1
+    assert decoder.score(parts.test, parts.test.movement) == decoder.score(parts.test)
+    assert (name in LAGGING) == bool(said.posterior)
+    for clock, posterior in said.posterior.items():
+        assert clock == "b"
+        assert posterior.shape == (*parts.test.shape, said.lag_s.size)
+        np.testing.assert_allclose(posterior.sum(-1), 1, atol=1e-4)
+        assert said.path[clock].shape == parts.test.shape
+
+    # The same seed, the same numbers; windows one by one, the same numbers.
+    again = clone(decoder).fit(parts.train, validation=parts.validation)
+    np.testing.assert_array_equal(again.predict(parts.test), said.movement)
+    one = np.concatenate([decoder.predict(parts.test[k]) for k in range(len(parts.test))])
+    np.testing.assert_allclose(one, said.movement, atol=1e-4)
+
+    # A folder holds all of it.
+    decoder.save_pretrained(tmp_path / "kept")
+    kept = Decoder.from_pretrained(tmp_path / "kept")
+    assert type(kept) is type(decoder)
+    assert kept.get_params() == decoder.get_params()
+    np.testing.assert_array_equal(kept.predict(parts.test), said.movement)
+    assert sorted(p.name for p in (tmp_path / "kept").iterdir()) == [
+        "README.md",
+        "config.json",
+        "weights.safetensors",
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_decoder_refuses_windows_it_was_not_fitted_for(name, parts):
+    decoder = quick(name).fit(parts.train, validation=parts.validation)
+    recording = two_systems()
+    fewer = recording.but(streams=(recording["a"].select(range(5)), recording["b"]))
+    with pytest.raises(
+        NeurofuseError, match=r"fitted on \[9, 9\] features .* hold \[5, 9\]; load the same units"
+    ):
+        decoder.predict(cut(fewer).test)
+    with pytest.raises(NeurofuseError, match="cut them alike"):
+        decoder.predict(cut(recording, max_lag_s=0.3).test)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cross_validation_by_groups_in_time_works(name, parts):
+    scores = cross_val_score(
+        quick(name, **({"n_steps": 10} if name != "ridge" else {})),
+        parts.train,
+        cv=GroupKFold(2),
+        groups=parts.train.groups,
+    )
+    assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_clock_alone_can_be_decoded(name):
+    recording = two_systems()
+    alone = cut(recording.but(streams=(recording["a"],)))
+    decoder = quick(name, **({} if name == "ridge" else {"n_steps": 120, "learning_rate": 1e-2}))
+    decoder.fit(alone.train, validation=alone.validation)
+    assert decoder.score(alone.test) > 0.3
+    assert decoder.decode(alone.test).posterior == {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_causal_decoder_does_not_see_the_future(name):
+    """Everything stamped after a moment is replaced; what was decoded before it stays to the last bit."""
+    recording = two_systems()
+    before = cut(recording)
+    decoder = quick(name, causal=True).fit(before.train, validation=before.validation)
+    window = before.test[0]
+    # A causal decoder reads the other clock up to its largest lag ahead of the query: stamps, not moments.
+    moment = 30
+    cutoff_s = float(window.time_s[0, moment]) - 0.025
+    rng = np.random.default_rng(1)
+
+    def spoiled(signal, after_s):
+        values = signal.data.values.copy()
+        late = signal.time_s >= after_s - 1e-9
+        values[late] = 5 * rng.standard_normal((int(late.sum()), values.shape[1]))
+        return Signal.from_array(
+            values, clock=signal.clock, name=signal.name, time_s=signal.time_s, kind=signal.kind
+        )
+
+    changed = recording.but(
+        streams=(spoiled(recording["a"], cutoff_s), spoiled(recording["b"], cutoff_s + window.max_lag * 0.05))
+    )
+    after = cut(changed).test[0]
+    was, now = decoder.predict(window)[0], decoder.predict(after)[0]
+    np.testing.assert_array_equal(was[:moment], now[:moment])
+    assert np.abs(was[moment:] - now[moment:]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", LAGGING)
+def test_the_lag_of_each_window_is_found(name):
+    parts = cut(two_systems(seconds=120, noise=0.3), jitter=WindowLag(0.2))
+    decoder = make_decoder(name, width=32, n_steps=150, learning_rate=5e-3).fit(
+        parts.train, validation=parts.validation
+    )
+    said = decoder.decode(parts.test)
+    error_s = np.abs(said.lag_s[said.path["b"]] - parts.test.lag_s[..., 0])
+    hit = (error_s <= 0.0501).mean()
+    assert hit > (0.75 if name == "softmax" else 0.95)
+
+
+def test_the_lag_is_found_without_being_told():
+    """No injected lag, no label: the second clock is simply late, and the streams themselves say by how much."""
+    late = cut(two_systems(seconds=120, noise=0.3, lag_s=0.2))
+    assert np.isnan(late.train.lag_s).all()
+    decoder = make_decoder("tracked", width=32, n_steps=200, learning_rate=5e-3)
+    said = decoder.fit(late.train, validation=late.validation).decode(late.test)
+    assert (np.abs(said.lag_s[said.path["b"]] - 0.2) <= 0.0501).mean() > 0.9
+
+
+def test_tracking_through_the_lag_beats_taking_clocks_at_their_word():
+    parts = cut(two_systems(seconds=120, noise=0.3), jitter=WindowLag(0.2))
+    r2 = {
+        name: make_decoder(name, width=32, n_steps=200, learning_rate=5e-3)
+        .fit(parts.train, validation=parts.validation)
+        .score(parts.test)
+        for name in ("tracked", "early")
+    }
+    assert r2["tracked"] > r2["early"] + 0.15
+
+
+def test_the_other_clock_may_be_absent_for_a_while(parts):
+    recording = two_systems()
+    b = recording["b"]
+    holed = recording.but(streams=(recording["a"], b.between(0, 50)))
+    decoder = quick("tracked").fit(parts.train, validation=parts.validation)
+    said = decoder.decode(cut(holed).test)
+    assert np.isfinite(said.movement).all()
+    # Where nothing is left to be matched the posterior forgets, back to the prior: it widens, then stays wide.
+    last = said.posterior["b"][-1]
+    spread = np.sqrt(last @ said.lag_s**2 - (last @ said.lag_s) ** 2)
+    assert spread[-1] > 0.9 * said.lag_s.max() / np.sqrt(3)
+    assert (np.diff(spread) > -1e-3).all()
+
+
+def test_lag_loss_is_the_negative_log_probability_between_two_lags():
+    posterior = torch.tensor([[[0.1, 0.2, 0.3, 0.3, 0.1]]])
+    known = torch.ones(1, 1, dtype=torch.bool)
+    assert float(lag_loss(posterior, torch.tensor([[0.0]]), known, 2)) == pytest.approx(-np.log(0.3))
+    assert float(lag_loss(posterior, torch.tensor([[-0.5]]), known, 2)) == pytest.approx(-np.log(0.25))
+    assert float(lag_loss(posterior, torch.tensor([[2.0]]), known, 2)) == pytest.approx(-np.log(0.1))
+
+
+def test_recognition_falls_when_windows_match_their_own_partner():
+    g = torch.Generator().manual_seed(0)
+    key = torch.nn.functional.normalize(torch.randn(4, 1, 24, 8, generator=g), dim=-1)
+    prior = torch.zeros(5)
+    matched, strange = 5 * key[:, :, 2:22], 5 * key.roll(1, 0)[:, :, 2:22]
+    from neurofuse.decoders.lag import band_scores
+
+    good = recognition_loss(matched, key, band_scores(matched, key), prior)
+    bad = recognition_loss(strange, key, band_scores(strange, key), prior)
+    assert float(good) < np.log(4) < float(bad)
+
+
+def test_a_folder_that_is_not_a_checkpoint_is_refused_and_left_alone(parts, tmp_path):
+    with pytest.raises(NeurofuseError, match="is not a neurofuse checkpoint"):
+        Decoder.from_pretrained(tmp_path)
+    decoder = quick("ridge").fit(parts.train, validation=parts.validation)
+    (tmp_path / "mine.txt").write_text("keep me")
+    with pytest.raises(NeurofuseError, match="choose another folder"):
+        decoder.save_pretrained(tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "keep me"
+    decoder.save_pretrained(tmp_path / "kept")
+    config = json.loads((tmp_path / "kept" / "config.json").read_text())
+    (tmp_path / "kept" / "config.json").write_text(json.dumps(config | {"layout": "other"}))
+    with pytest.raises(NeurofuseError, match="layout 'other'"):
+        Decoder.from_pretrained(tmp_path / "kept")
+
+
+def test_unknown_decoders_and_parameters_are_named():
+    with pytest.raises(NeurofuseError, match="no decoder 'best'; choose one of tracked, constant"):
+        make_decoder("best")
+    with pytest.raises(NeurofuseError, match="has no parameter 'n_layers'"):
+        make_decoder("tracked", n_layers=3)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_gpu_gives_nearly_the_same_numbers(parts):
+    here = quick("tracked", device="cpu", dropout=0.0).fit(parts.train, validation=parts.validation)
+    there = quick("tracked", device="cuda", dropout=0.0).fit(parts.train, validation=parts.validation)
+    assert abs(here.score(parts.test) - there.score(parts.test)) < 0.05
