@@ -296,7 +296,13 @@ def _sentence(error: Exception, path: Path, chosen: Format) -> NeurofuseError:
         return LoadError(
             f"reading '{path.name}' as {chosen.name} needs the package '{error.name}'; install it."
         )
-    reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+    # The first sentence says what; what follows is advice to programmers.
+    reason = " ".join(str(error).split()).split(". ")[0][:200].rstrip(".") or type(error).__name__
+    if "convert between units" in reason:
+        return LoadError(
+            f"'{path.name}' states a unit that does not fit what it measures ({reason}); correct it in the file, or "
+            "leave that item out with --spikes, --lfp or --movement."
+        )
     return LoadError(
         f"'{path.name}' cannot be read as {chosen.name} ({type(error).__name__}: {reason}); "
         "the file may be cut short or damaged, or be of another format (--format NAME)."

@@ -9,6 +9,8 @@ from neurofuse.recording import Movement, Recording, Spikes
 
 # Milliseconds taken for seconds: among this many intervals a real unit has one shorter than this.
 MIN_INTERVALS, IMPLAUSIBLE_INTERVAL_S, FAR_S = 100, 0.5, 100.0
+# ... and taken for milliseconds, half of a real unit's intervals are not this long; then they are microseconds.
+IMPLAUSIBLE_MEDIAN_MS = 20_000.0
 # ... or the spikes go on this many times longer than the movement.
 SPAN_RATIO = 50.0
 
@@ -50,19 +52,24 @@ def check_spikes(
                 f"'{source}': {n} spike time(s) are negative (the first is {first:g} s); "
                 "pass --allow-negative-times if time zero is an event inside the recording."
             )
-        if unit_assumed and _looks_like_ms(stream):
+        if unit_assumed and (unit := _other_unit(stream)) is not None:
+            name, short = unit
             raise LoadError(
-                f"'{source}': spike times look like milliseconds: no two spikes of a unit are closer "
+                f"'{source}': spike times look like {name}: no two spikes of a unit are closer "
                 f"than {IMPLAUSIBLE_INTERVAL_S:g} and times reach {float(stream.times_s[-1]):g}; "
-                "pass --time-unit ms."
+                f"pass --time-unit {short}."
             )
 
 
-def _looks_like_ms(spikes: Spikes) -> bool:
+def _other_unit(spikes: Spikes) -> tuple[str, str] | None:
+    """The unit of time that spikes seem to be in if it is not seconds: its name, and what --time-unit calls it."""
     if spikes.times_s.size < MIN_INTERVALS or np.ptp(spikes.times_s) < FAR_S:
-        return False
+        return None
     intervals = np.concatenate([np.diff(t) for t in spikes.trains])
-    return intervals.size > MIN_INTERVALS // 2 and float(intervals.min()) >= IMPLAUSIBLE_INTERVAL_S
+    if intervals.size <= MIN_INTERVALS // 2 or float(intervals.min()) < IMPLAUSIBLE_INTERVAL_S:
+        return None
+    us = float(np.median(intervals)) >= IMPLAUSIBLE_MEDIAN_MS
+    return ("microseconds", "us") if us else ("milliseconds", "ms")
 
 
 def check_spans(recording: Recording, *, assumed: set[str]) -> None:

@@ -71,7 +71,15 @@ def format_of(path: Path, name: str | None = None) -> Format:
         If the file is not there, is a pickle, has no known suffix, or could be several things.
     """
     if not path.exists():
+        before, colons, name_inside = str(path).partition("::")
+        if colons and Path(before).exists():
+            raise LoadError(
+                f"a path takes no ::NAME, got '{path}'; pass '{before}' and --spikes, --lfp or --movement "
+                f"{name_inside or 'NAME'}."
+            )
         raise LoadError(f"there is no file '{path}'; check the path{_near(path)}.")
+    if path.is_file() and path.stat().st_size == 0:
+        raise LoadError(f"'{path.name}' is empty (0 bytes); copy or record it again.")
     if path.suffix.lower() in (".pkl", ".pickle", ".joblib"):
         raise LoadError(
             f"'{path.name}' is a pickle, which can run code when read; save it as .npz, .mat or .nwb."
@@ -94,7 +102,7 @@ def format_of(path: Path, name: str | None = None) -> Format:
             return hits[0]
         kind = "folder" if path.is_dir() else f"'{path.suffix}' file"
         raise LoadError(
-            f"'{path.name}' is a {kind} that looks like {'none' if not hits else 'several'} of "
+            f"'{path.name or path}' is a {kind} that looks like {'none' if not hits else 'several'} of "
             f"{listed([f.name for f in hits or claimed])}; pass --format NAME."
         )
     guesses = [] if path.is_dir() else neo_files.neo_candidates(path)

@@ -21,6 +21,7 @@ from cyclopts import App, CycloptsError, Parameter
 import neurofuse
 
 if TYPE_CHECKING:
+    from neurofuse.decoders.contract import Decoder
     from neurofuse.jitters.lag import LagTruth
     from neurofuse.recording import Recording
 
@@ -35,10 +36,19 @@ app = App(
 
 def _whole(_: Any, tokens: Sequence[Any]) -> int:
     """A whole number as typed; without this 1.5 would be rounded."""
-    return int(tokens[0].value)
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"'{tokens[0].value}' is not a whole number.") from None
 
 
 # Options that say what to read, shared by every command that reads a recording.
+Paths = Annotated[
+    str,
+    Parameter(
+        help="Recordings, one or several; each file has a clock of its own. Or 'demo', an embedded simulation."
+    ),
+]
 Spikes = Annotated[
     str | None, Parameter(name="--spikes", help="NAME, PATH or PATH::NAME[,NAME]; 'none' leaves spikes out.")
 ]
@@ -75,7 +85,7 @@ Negative = Annotated[
 
 @app.command
 def decode(
-    *paths: str,
+    *paths: Paths,
     spikes: Spikes = None,
     lfp: Lfp = None,
     movement: Move = None,
@@ -119,8 +129,8 @@ def decode(
 ) -> None:
     """Train on the first part of a recording, decode movement from the last, and report both movement and lag.
 
-    PATHS are recordings, one or several; each file has a clock of its own. `demo`, or `demo:walk`,
-    `demo:jump`, `demo:skew`, `demo:block`, `demo:offset`, `demo:none`, is an embedded simulation.
+    Try it with `neurofuse decode demo`. What errs in a demo's clock can be chosen:
+    demo:walk, demo:jump, demo:skew, demo:block, demo:offset or demo:none.
     """
     import time
 
@@ -172,7 +182,7 @@ def decode(
 @app.command
 def predict(
     checkpoint: Path,
-    *paths: str,
+    *paths: Paths,
     spikes: Spikes = None,
     lfp: Lfp = None,
     movement: Move = None,
@@ -190,11 +200,9 @@ def predict(
     ] = False,
 ) -> None:
     """Decode a whole recording with a decoder that was fitted before (the `checkpoint` folder of a decode)."""
-    from neurofuse.decode import predict_recording, save_tables, settings_of
-    from neurofuse.decoders.contract import Decoder
+    from neurofuse.decode import predict_recording, save_tables
 
-    fitted = Decoder.from_pretrained(checkpoint)
-    settings = settings_of(checkpoint)
+    fitted, settings = _checkpoint(checkpoint)
     folder = out if out is not None else Path("out") / f"{_name_of(paths, spikes, lfp, movement)}-predicted"
     with _new_folder(folder, marker="metrics.json") as partial:
         if _is_demo(paths):
@@ -233,7 +241,7 @@ def info(
 
 @app.command
 def convert(
-    *paths: str,
+    *paths: Paths,
     out: Annotated[Path, Parameter(name=["--out", "-o"], help="File to write: .nwb, .nc or .nix.")],
     spikes: Spikes = None,
     lfp: Lfp = None,
@@ -356,6 +364,23 @@ def _load(
         )
 
 
+def _checkpoint(folder: Path) -> tuple[Decoder, dict[str, Any]]:
+    """A fitted decoder and the settings of the run that made it."""
+    from neurofuse.decode import settings_of
+    from neurofuse.decoders.contract import Decoder
+    from neurofuse.recording import NeurofuseError
+
+    try:
+        return Decoder.from_pretrained(folder), settings_of(folder)
+    except NeurofuseError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise NeurofuseError(
+            f"the checkpoint '{folder}' is damaged ({type(error).__name__}: {error}); "
+            "make it again with `neurofuse decode`."
+        ) from error
+
+
 def _is_demo(paths: tuple[str, ...]) -> bool:
     return (
         len(paths) == 1
@@ -454,6 +479,8 @@ def _new_folder(folder: Path, *, marker: str) -> Iterator[Path]:
 
     made: list[Path] = []
     try:
+        if "\0" in str(folder):
+            raise ValueError("a path cannot hold a zero byte")
         if folder.exists() and (
             not folder.is_dir() or (any(folder.iterdir()) and not (folder / marker).exists())
         ):

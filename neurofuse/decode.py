@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import neurofuse
 from neurofuse.decoders.contract import Decoded, Decoder
 from neurofuse.decoders.family import make_decoder, parameters_of
 from neurofuse.features import FeatureConfig, channel_quality, drop_bad, lfp_features, resample
-from neurofuse.jitters.lag import LagTruth, NoLag, WindowLag, move_clock, parse_law
+from neurofuse.jitters.lag import LagLaw, LagTruth, NoLag, WindowLag, move_clock, parse_law
 from neurofuse.recording import (
     NeurofuseError,
     Recording,
@@ -150,7 +150,7 @@ def decode_recording(
     known = (truths or {}) | drawn
     with _timed(seconds, "features"):
         ready = prepare(recording, config)
-    warnings = list(ready.warnings)
+    warnings = [*_alone(recording), *ready.warnings]
     with _timed(seconds, "tokens"):
         tokens = tokenize(ready.featured, token_s=config.token_s)
         parts = _windows(
@@ -191,6 +191,7 @@ def predict_recording(
     config = DecodeConfig(**{**settings, "features": FeatureConfig(**settings["features"])})
     ready = prepare(recording, replace(config, decoder=decoder.name))
     tokens = tokenize(ready.featured, token_s=decoder.token_s_)
+    _check_same_features(tokens, decoder)
     blind = replace(tokens, movement=np.zeros((tokens.n_tokens, 0), np.float32), axes=())
     window_s = float(settings["window_s"])
     windows = cut(
@@ -360,10 +361,13 @@ def settings_of(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / "settings.json"
     try:
         settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        complete = set(settings) == {f.name for f in fields(DecodeConfig)}
+    except (OSError, TypeError, ValueError):
+        complete = False
+    if not complete:
         raise NeurofuseError(
-            f"'{checkpoint}' has no readable settings.json; give the checkpoint folder of a `neurofuse decode`."
-        ) from None
+            f"'{checkpoint}' has no settings.json of this version; give the checkpoint folder of a `neurofuse decode`."
+        )
     return settings
 
 
@@ -381,8 +385,8 @@ def save_tables(
 def _check_decodable(recording: Recording) -> None:
     if recording.movement is None:
         raise NeurofuseError(
-            f"recording '{recording.name}' has no movement to decode; name it with --movement NAME or "
-            "--movement PATH::NAME."
+            f"recording '{recording.name}' has no movement to decode; 'neurofuse info' lists what a file holds, "
+            "--movement NAME or PATH::NAME takes it."
         )
     if not recording.streams:
         raise NeurofuseError(
@@ -416,6 +420,7 @@ def _misalign(
         recording = separate_lfp(recording)
     anchor = anchor_clock(recording)
     moved = [c for c in recording.clocks if c != anchor and recording.on(c)]
+    _check_reach(law, recording, config)
     if isinstance(law, WindowLag):
         return recording, law, {}
     truths: dict[str, LagTruth] = {}
@@ -424,6 +429,31 @@ def _misalign(
             recording, clock, law, max_lag_s=config.max_lag_s or MAX_LAG_S, rng=rng
         )
     return recording, None, truths
+
+
+def _check_reach(law: LagLaw, recording: Recording, config: DecodeConfig) -> None:
+    """Refuse a lag beyond the search range, which would be cut off there and so not be the one asked for."""
+    max_lag_s = MAX_LAG_S if config.max_lag_s is None else config.max_lag_s
+    level_s = abs(law.level)
+    if law.unit == "ppm":
+        level_s *= 1e-6 * (recording.span_s[1] - recording.span_s[0]) / 2
+    if level_s > max_lag_s * (1 + 1e-6):
+        raise NeurofuseError(
+            f"jitter '{law}' moves the clock by {level_s:.3g} s, beyond the search range of +-{max_lag_s:g} s; "
+            "lower its level or raise --max-lag."
+        )
+
+
+def _check_same_features(tokens: Tokens, decoder: Decoder) -> None:
+    """Refuse units or channels that are as many as the decoder knows, but others; streams may be renamed."""
+    for clock, names in zip(tokens.clocks, decoder.features_, strict=False):
+        found, wanted = ([n.partition("/")[2] for n in names_] for names_ in (clock.features, names))
+        other = [(a, b) for a, b in zip(found, wanted, strict=False) if a != b]
+        if other and len(found) == len(wanted):
+            raise NeurofuseError(
+                f"clock '{clock.clock}' holds '{other[0][0]}' where the decoder was fitted on '{other[0][1]}' "
+                f"({len(other)} of {len(wanted)} differ); load the same units and channels in the same order."
+            )
 
 
 def _check_overlap(recording: Recording) -> None:
@@ -467,7 +497,7 @@ def _windows(
         shorter = window_s * 0.8 ** np.arange(1, 14)
         attempts += [
             (w, max_lag_s if config.max_lag_s is not None else min(max_lag_s, w / 3))
-            for w in shorter
+            for w in np.round(shorter, 3).tolist()
             if w >= max(SHORTEST_WINDOW_S, 4 * tokens.token_s)
         ]
     failure: NeurofuseError | None = None
@@ -506,6 +536,16 @@ def _build(config: DecodeConfig, progress: bool) -> Decoder:
     }
     known = parameters_of(config.decoder)
     return make_decoder(config.decoder, **{k: v for k, v in wanted.items() if k in known and v is not None})
+
+
+def _alone(recording: Recording) -> list[str]:
+    """Say so where nothing neural shares the clock of the movement: that lag is taken to be zero."""
+    if recording.on(recording.reference):
+        return []
+    return [
+        f"Movement is on clock '{recording.reference}', which no spikes or LFP share; it is taken to agree with "
+        f"clock '{anchor_clock(recording)}', and no lag between the two is looked for."
+    ]
 
 
 def _trust(parts: Split, tokens: Tokens) -> list[str]:

@@ -375,12 +375,13 @@ def plot_scores(metrics: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
 
 
 def plot_training(history: Mapping[str, Sequence[float | None]], *, ax: Axes | None = None) -> Axes:
-    """Draw the loss after every epoch, on training and on validation windows.
+    """Draw the loss in the course of training, on training and on validation windows.
 
     Parameters
     ----------
     history : mapping
-        `train` and `validation`, one loss an epoch each (None or NaN where it was not computed).
+        `train` and `validation`, one loss a check each (None or NaN where it was not computed), and `step`,
+        the gradient steps taken by then; without it checks are counted.
     ax : Axes, optional
 
     Raises
@@ -397,15 +398,17 @@ def plot_training(history: Mapping[str, Sequence[float | None]], *, ax: Axes | N
             f"the history holds no loss to draw; it holds {sorted(map(str, history))}, "
             "and 'train' or 'validation' is needed."
         )
+    n_checks = max(c.size for c in curves.values())
+    steps = [float(v) for v in history.get("step") or () if v is not None]
+    steps = steps if len(steps) == n_checks else []
+    taken = np.array(steps) if steps else 1.0 + np.arange(n_checks)
     (panel,) = _axes(ax, 1, height_in=2.6, width_in=5.0)
     for (name, loss), colour, style in zip(curves.items(), (BLUE, VERMILLION), ("-", "--"), strict=True):
         if loss.size:
             marker = "o" if loss.size < 30 else ""
-            panel.plot(
-                1 + np.arange(loss.size), loss, style, color=colour, lw=1.4, marker=marker, ms=3, label=name
-            )
-    panel.set_xlabel("epoch")
-    panel.set_xlim(0.5, max(c.size for c in curves.values()) + 0.5)
+            panel.plot(taken[: loss.size], loss, style, color=colour, lw=1.4, marker=marker, ms=3, label=name)
+    panel.set_xlabel("gradient step" if steps else "check")
+    panel.set_xlim(0, taken[-1] + 0.5)
     panel.set_ylabel("loss")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(panel)

@@ -282,7 +282,7 @@ def test_split_units_makes_two_clocks_that_still_agree_and_lose_no_spike():
 def test_split_units_parts_a_population_of_counts_too():
     counts = lfp(kind="counts", name="binned", n_channels=5, clock="ref")
     parted = split_units(Recording("r", "ref", (counts,)), 2, rng=np.random.default_rng(0))
-    both = [s for s in parted.signals]
+    both = list(parted.signals)
     assert [s.n_channels for s in both] == [2, 3]
     assert sorted(both[0].channels + both[1].channels) == counts.channels
 
@@ -300,7 +300,7 @@ def test_the_lfp_of_one_system_can_be_given_a_clock_of_its_own():
     apart = separate_lfp(recording)
     assert (apart["spikes"].clock, apart["lfp"].clock) == ("ref", "second")
     np.testing.assert_array_equal(apart["lfp"].data.values, recording["lfp"].data.values)
-    with pytest.raises(RecordingError, match="no LFP beside spikes.* --split-units N"):
+    with pytest.raises(RecordingError, match=r"no LFP beside spikes.* --split-units N"):
         separate_lfp(Recording("r", "ref", (spikes(),)))
 
 

@@ -108,8 +108,8 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     monkeypatch.setattr(xr.Dataset, "to_netcdf", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_recording(full().but(name="new"), path)
+    calls.clear()
     with pytest.raises(OSError, match="No space left"):
-        calls.clear()
         save_recording(full(), tmp_path / "b.nc")
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.nc"]
@@ -131,9 +131,13 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "a.txt") as partial:
-        partial.write_text("half")
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with whole_file(tmp_path / "a.txt") as partial:
+            partial.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert list(tmp_path.iterdir()) == []
 
 

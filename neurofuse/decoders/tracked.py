@@ -32,8 +32,9 @@ START_STEP = 0.05
 START_LEAK = 0.01
 START_TEMPERATURE = 4.0
 
-# Recognition: how many other windows a window is told from, in how many stretches it is asked, and how many
-# independent looks a stretch is worth.
+# Recognition: how many windows of a batch are asked, how many others each is told from, in how many stretches,
+# and how many independent looks a stretch is worth.
+N_ASKED = 16
 N_OTHERS = 3
 N_STRETCHES = 4
 TOKENS_APART = 8.0
@@ -230,10 +231,12 @@ def recognition_loss(query_BHTD: Tensor, key_BHWD: Tensor, score_BHTL: Tensor, l
     was recorded with it than for streams recorded at other times (InfoNCE over a batch). It keeps queries and
     keys from settling on a lag that merely suits the movement.
     """
-    n_other = min(N_OTHERS, len(score_BHTL) - 1)
-    evidence = [_stretch_evidence(score_BHTL, log_prior_L)]
-    for k in range(1, n_other + 1):
-        evidence.append(_stretch_evidence(band_scores(query_BHTD, key_BHWD.roll(k, 0)), log_prior_L))
+    n_asked = min(len(score_BHTL), N_ASKED)
+    query, score = query_BHTD[:n_asked], score_BHTL[:n_asked]
+    evidence = [_stretch_evidence(score, log_prior_L)]
+    for k in range(1, min(N_OTHERS, len(score_BHTL) - 1) + 1):
+        other = band_scores(query, key_BHWD.roll(-k, 0)[:n_asked])
+        evidence.append(_stretch_evidence(other, log_prior_L))
     return -torch.stack(evidence).log_softmax(0)[0].mean()
 
 

@@ -154,7 +154,7 @@ class TorchDecoder(Decoder):
             for step in range(1, self.n_steps + 1):
                 if order.size < min(self.batch_size, len(X)):
                     order = np.concatenate([order, rng.permutation(len(X))])
-                rows, order = np.sort(order[: self.batch_size]), order[self.batch_size :]
+                rows, order = order[: self.batch_size], order[self.batch_size :]
                 net.train()
                 loss = self._loss(X.batch(rows, rng=rng), target[rows])
                 optimizer.zero_grad(set_to_none=True)
@@ -280,7 +280,16 @@ def _move_dropout(net: nn.Module, generator: torch.Generator) -> None:
             part.generator = generator  # type: ignore[assignment]
 
 
+def use_threads(n: int) -> None:
+    """Give torch so many threads. On a busy machine more than one waits on itself; one is also reproducible."""
+    torch.set_num_threads(n)
+
+
 def _device(wanted: str) -> str:
-    if wanted != "auto":
-        return wanted
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """The device by name, or the sentence that says which there are."""
+    there = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    if wanted == "auto":
+        return there[-1]
+    if wanted.split(":")[0] not in there:
+        raise NeurofuseError(f"there is no device '{wanted}' on this machine; choose auto or one of {', '.join(there)}.")
+    return wanted

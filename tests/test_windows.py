@@ -1,0 +1,309 @@
+"""Windows never touch what they must not: gaps, each other's stretches, and lags beyond the search."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import truncnorm
+from sklearn.model_selection import GroupKFold, cross_val_score
+from sklearn.utils import _safe_indexing
+
+from neurofuse.decoders.family import make_decoder
+from neurofuse.jitters.lag import LagTruth, Offset, WindowLag, move_clock
+from neurofuse.recording import Movement, NeurofuseError, Recording, Spikes
+from neurofuse.tokens import Tokens, tokenize
+from neurofuse.windows import EDGE_TOKENS, Windows, cut, draw_shifts, split
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def plain(*, stop_s=60.0, clocks=("ref", "amp"), gaps=(), movement_gaps=()) -> Recording:
+    """Spikes on every clock; the first and movement have gaps."""
+
+    def support(holes):
+        edges = [0.0, *(e for hole in holes for e in hole), stop_s]
+        return np.reshape(edges, (-1, 2))
+
+    streams = [
+        Spikes.from_trains(
+            [np.sort(rng(k).uniform(0, stop_s, 900))],
+            clock=c,
+            name=c,
+            support=support(gaps if k == 0 else ()),
+        )
+        for k, c in enumerate(clocks)
+    ]
+    t = np.arange(0, stop_s, 0.01)
+    for lo, hi in movement_gaps:
+        t = t[(t < lo) | (t >= hi)]
+    return Recording("r", clocks[0], tuple(streams), Movement.from_array(np.sin(t), time_s=t, axes=["x"]))
+
+
+@pytest.fixture(scope="module")
+def tokens() -> Tokens:
+    return tokenize(plain())
+
+
+def spoiled(tokens: Tokens, first: int) -> Tokens:
+    """The same recording as if everything from a token on had been something else."""
+    clocks = []
+    for clock in tokens.clocks:
+        step = np.diff(clock.total, axis=0)
+        step[first * tokens.per_token :] += 1000.0
+        total = np.concatenate([np.zeros((1, step.shape[1])), np.cumsum(step, axis=0)])
+        clocks.append(replace(clock, total=total))
+    movement = tokens.movement.copy()
+    movement[first:] += 1000
+    return replace(tokens, clocks=tuple(clocks), movement=movement)
+
+
+@pytest.mark.parametrize("jitter", [None, WindowLag(0.4)], ids=str)
+@pytest.mark.parametrize("max_lag_s", [0.1, 0.5])
+def test_no_test_sample_reaches_training_or_validation(tokens, jitter, max_lag_s):
+    """The test stretch is replaced whole: batches before it, context and redrawn lags included, stay the same."""
+    parts = split(tokens, window_s=1.0, max_lag_s=max_lag_s, jitter=jitter, rng=rng())
+    for early, late in ((parts.train, parts.validation), (parts.validation, parts.test)):
+        other = replace(early, tokens=spoiled(tokens, int(late.first.min())))
+        for seed in range(8):
+            a, b = (w.batch(slice(None), rng=rng(seed)) for w in (early, other))
+            for x, y in zip((*a.values, a.movement), (*b.values, b.movement), strict=True):
+                np.testing.assert_array_equal(x, y)
+        assert early.first.max() + early.n_steps + early.reach <= late.first.min()
+    last = int(parts.test.first.max()) + parts.test.n_steps
+    assert last <= tokens.n_tokens
+    assert {len(w.truths) for w in (parts.train, parts.validation, parts.test)} == {0}
+
+
+def test_the_shares_of_a_split_are_those_asked_for(tokens):
+    parts = split(tokens, window_s=1.0, max_lag_s=0.1, train=0.5, validation=0.2, rng=rng())
+    for part, lo, hi in ((parts.train, 0, 0.5), (parts.validation, 0.5, 0.7), (parts.test, 0.7, 1.0)):
+        covered = np.unique(part.first[:, None] + np.arange(part.n_steps)) / tokens.n_tokens
+        assert covered.min() == pytest.approx(lo, abs=0.01)
+        assert covered.max() == pytest.approx(hi, abs=0.01)
+
+
+def test_windows_lie_within_stretches_of_movement_and_anchor():
+    recording = plain(gaps=[(10, 12)], movement_gaps=[(30, 30.5), (40, 45)])
+    windows = cut(tokenize(recording), window_s=2.0, stride_s=0.1, max_lag_s=0.3, rng=rng())
+    batch = windows.batch(slice(None))
+    inside = slice(batch.reach, batch.reach + windows.n_steps)
+    assert np.isfinite(batch.movement).all()
+    assert batch.present[0][:, inside].all()
+    assert not batch.present[0].all(), "context may be absent"
+    for lo, hi in ((10, 12), (30, 30.5), (40, 45)):
+        assert not ((windows.time_s > lo + 0.02) & (windows.time_s < hi - 0.02)).any()
+    covered = np.unique(windows.time_s)
+    assert covered.size * 0.02 == pytest.approx(60 - 2 - 0.5 - 5, abs=0.1), "nothing usable is left out"
+
+
+@given(
+    window_s=st.floats(0.1, 3.0),
+    stride_s=st.floats(0.02, 3.0),
+    start=st.integers(0, 900),
+    whole=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_windows_stay_inside_their_stretch_at_the_stride_asked_for(tokens, window_s, stride_s, start, whole):
+    stop = start + 700
+    windows = cut(
+        tokens,
+        window_s=window_s,
+        stride_s=stride_s,
+        max_lag_s=0.05,
+        start=start,
+        stop=stop,
+        whole=whole,
+        rng=rng(),
+    )
+    assert windows.first.min() == start
+    assert windows.first.max() + windows.n_steps <= stop
+    regular = windows.first[:-1] if whole and len(windows) > 1 else windows.first
+    assert (np.diff(regular) == max(1, round(stride_s / 0.02))).all()
+    if whole:
+        assert windows.first.max() + windows.n_steps == stop
+
+
+@pytest.mark.parametrize("steps", [-37, 0, 60])
+def test_an_injected_lag_shows_the_tokens_of_the_moved_recording(tiny, steps):
+    recording = tiny.but(streams=(tiny["spikes"], tiny["lfp"].between(2, 20)))
+    tokens = tokenize(recording)
+    windows = cut(tokens, window_s=1.0, max_lag_s=0.7, rng=rng())
+    shifted = replace(windows, shift=np.full_like(windows.shift, steps), jitter=WindowLag(0.1))
+    lag_s = steps * tokens.fine_s
+    moved = tokenize(recording.retimed("logger", lambda t: t + lag_s, did="moved"))
+    a, b = shifted.batch(slice(None)), replace(windows, tokens=moved).batch(slice(None))
+    np.testing.assert_array_equal(a.present[1], b.present[1])
+    np.testing.assert_allclose(a.values[1], b.values[1], atol=2e-4)
+    np.testing.assert_array_equal(a.values[0], b.values[0])
+    np.testing.assert_array_equal(a.movement, b.movement)
+    np.testing.assert_allclose(a.lag, lag_s / tokens.token_s, rtol=1e-6)
+    np.testing.assert_allclose(shifted.lag_s, lag_s)
+
+
+def test_an_injected_lag_is_the_lag_that_the_moved_clock_has():
+    """Windows move by look-up, `move_clock` moves the spikes themselves: the sign is the same."""
+    recording = plain(stop_s=20.0)
+    tokens = tokenize(recording)
+    windows = cut(tokens, window_s=1.0, max_lag_s=0.4, rng=rng())
+    injected = replace(windows, shift=np.full_like(windows.shift, 50))
+    moved, truth = move_clock(recording, "amp", Offset(50 * tokens.fine_s), rng=rng())
+    known = replace(windows, tokens=tokenize(moved), truths=(truth,))
+    inner = slice(5, -5)
+    np.testing.assert_array_equal(
+        injected[inner].batch(slice(None)).values[1], known[inner].batch(slice(None)).values[1]
+    )
+    np.testing.assert_allclose(known[inner].lag_s, 0.25)
+
+
+def test_a_lag_is_known_only_where_somebody_knows_it(tokens):
+    assert np.isnan(cut(tokens, window_s=1.0, rng=rng()).lag_s).all()
+    drawn = cut(tokens, window_s=1.0, jitter=WindowLag(0.2), rng=rng())
+    np.testing.assert_allclose(drawn.lag_s[:, 0], drawn.shift * tokens.fine_s)
+    time_s = np.arange(0, 60, 0.005)
+    truth = LagTruth("amp", time_s, 0.01 * time_s, "skew:10000")
+    both = replace(drawn, truths=(truth,))
+    np.testing.assert_allclose(
+        both.lag_s[..., 0], 0.01 * both.time_s + drawn.shift * tokens.fine_s, atol=0.01 * 0.006
+    )
+
+
+@pytest.mark.parametrize("level", [0.1, 0.4, 5.0])
+def test_injected_lags_are_a_normal_cut_off_at_the_search_range(tokens, level):
+    windows = cut(tokens, window_s=1.0, max_lag_s=0.5, rng=rng())
+    lag_s = draw_shifts(WindowLag(level), (20000, 1), windows, rng(1)) * tokens.fine_s
+    assert np.abs(lag_s).max() <= 0.5
+    limit = 0.5 / level
+    assert lag_s.std() == pytest.approx(truncnorm.std(-limit, limit, scale=level), rel=0.03)
+    assert np.mean(np.abs(lag_s) > 0.4999) < 0.02, "they do not pile up at the ends"
+
+
+def test_lags_are_drawn_anew_only_when_asked_and_alike_from_one_seed(tokens):
+    windows = cut(tokens, window_s=1.0, jitter=WindowLag(0.2), rng=rng())
+    assert np.unique(windows.shift).size > 10
+    again = cut(tokens, window_s=1.0, jitter=WindowLag(0.2), rng=rng())
+    np.testing.assert_array_equal(windows.shift, again.shift)
+    rows = slice(0, 9)
+    still, one, two, other = (windows.batch(rows, rng=r) for r in (None, rng(1), rng(1), rng(2)))
+    np.testing.assert_allclose(still.lag[:, 0], windows.shift[rows] / tokens.per_token)
+    np.testing.assert_array_equal(one.values[1], two.values[1])
+    assert not np.array_equal(one.lag, other.lag)
+    np.testing.assert_array_equal(one.values[0], still.values[0])
+
+
+def test_batches_in_parts_are_the_batch_of_all(tokens):
+    windows = cut(tokens, window_s=1.0, max_lag_s=0.2, jitter=WindowLag(0.1), rng=rng())
+    whole = windows.batch(slice(None))
+    assert whole.values[0].shape == (len(windows), 50 + 2 * (10 + EDGE_TOKENS), 1)
+    assert whole.movement.shape == (len(windows), 50, 1)
+    for k in (0, 7, len(windows) - 1):
+        one = windows.batch(slice(k, k + 1))
+        np.testing.assert_array_equal(one.values[1][0], whole.values[1][k])
+        np.testing.assert_array_equal(one.movement[0], windows.movement[k])
+
+
+def test_windows_can_be_indexed_in_every_way_scikit_learn_does(tokens):
+    windows = cut(tokens, window_s=1.0, jitter=WindowLag(0.2), rng=rng())
+    n = len(windows)
+    assert windows.shape == (n, 50)
+    mask = np.arange(n) % 3 == 0
+    rows = np.array([5, 1, 2])
+    for asked, wanted in (
+        ([1, 2], [1, 2]),
+        (rows, rows),
+        ((rows, ...), rows),
+        (mask, np.flatnonzero(mask)),
+        (slice(2, 9, 2), [2, 4, 6, 8]),
+        (-1, [n - 1]),
+        (np.int64(3), [3]),
+        (np.array([], dtype=int), []),
+    ):
+        got = windows[asked]
+        assert isinstance(got, Windows)
+        np.testing.assert_array_equal(got.first, windows.first[np.array(wanted, dtype=int)])
+        np.testing.assert_array_equal(got.shift, windows.shift[np.array(wanted, dtype=int)])
+    np.testing.assert_array_equal(_safe_indexing(windows, rows).first, windows.first[rows])
+    assert sum(len(w) for w in windows) == n
+    with pytest.raises(IndexError):
+        windows[n]
+
+
+@given(first=st.lists(st.integers(0, 400), min_size=1, max_size=30))
+@settings(max_examples=50, deadline=None)
+def test_windows_of_different_groups_share_no_token(tokens, first):
+    windows = replace(cut(tokens, window_s=1.0, rng=rng()), first=np.array(first))
+    covered: dict[int, set[int]] = {}
+    for f, group in zip(first, windows.groups, strict=True):
+        covered.setdefault(int(group), set()).update(range(f, f + 50))
+    assert sum(len(c) for c in covered.values()) == len(set().union(*covered.values()))
+
+
+def test_windows_side_by_side_are_groups_of_their_own_and_overlapping_ones_are_not(tokens):
+    apart = cut(tokens, window_s=1.0, stride_s=1.0, rng=rng())
+    np.testing.assert_array_equal(apart.groups, np.arange(60))
+    assert set(cut(tokens, window_s=1.0, rng=rng()).groups) == {0}
+    assert apart[[]].groups.size == 0
+
+
+def test_grouped_cross_validation_of_ridge_decodes_the_tiny_recording(tiny):
+    windows = cut(tokenize(tiny, token_s=0.05), window_s=1.0, stride_s=1.0, max_lag_s=0.2, rng=rng())
+    scores = cross_val_score(
+        make_decoder("ridge", context_s=0.2), windows, cv=GroupKFold(3), groups=windows.groups
+    )
+    assert scores.shape == (3,)
+    assert scores.mean() > 0.15
+
+
+@pytest.mark.parametrize("jitter", [None, WindowLag(0.2)], ids=str)
+def test_a_recording_too_short_is_told_how_long_it_would_have_to_be(jitter):
+    def attempt(stop_s):
+        return split(tokenize(plain(stop_s=stop_s)), window_s=2.0, max_lag_s=0.5, jitter=jitter, rng=rng())
+
+    with pytest.raises(
+        NeurofuseError, match=r"the validation stretch has no room for a window of 2 s"
+    ) as caught:
+        attempt(20.0)
+    said = str(caught.value)
+    assert "movement covers 20.0 s" in said
+    assert "use a shorter --window or --max-lag, or a longer recording" in said
+    need_s = float(said.split("about ")[1].split(" s")[0])
+    assert 20 < need_s < 45
+    parts = attempt(need_s)
+    assert min(len(w) for w in (parts.train, parts.validation, parts.test)) > 0
+    with pytest.raises(NeurofuseError, match="no room"):
+        attempt(need_s - 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"window_s": 0.02}, r"a window of 0.02 s holds 1 token\(s\) of 0.02 s; windows need at least two"),
+        (
+            {"window_s": 1.0, "max_lag_s": 1.0},
+            r"search range of \+-1 s must be shorter than a window \(1 s\); lower --max-lag or raise --window",
+        ),
+    ],
+)
+def test_windows_that_cannot_be_are_refused_with_a_sentence(tokens, options, said):
+    for door in (cut, split):
+        with pytest.raises(NeurofuseError, match=said):
+            door(tokens, rng=rng(), **options)
+
+
+def test_movement_from_another_time_is_refused():
+    recording = plain(stop_s=10.0)
+    nowhere = replace(tokenize(recording), movement=np.full((500, 1), np.nan, dtype=np.float32))
+    with pytest.raises(
+        NeurofuseError, match="no movement falls into the time of the recording; check that both"
+    ):
+        split(nowhere, rng=rng())
+
+
+def test_one_clock_alone_is_not_searched():
+    alone = tokenize(plain(clocks=("ref",)))
+    windows = cut(alone, window_s=1.0, max_lag_s=5.0, jitter=WindowLag(0.2), rng=rng())
+    assert (windows.max_lag, windows.reach) == (0, EDGE_TOKENS)
+    assert windows.batch(slice(0, 3)).lag.shape == (3, 50, 0)
