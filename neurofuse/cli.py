@@ -122,6 +122,9 @@ def decode(
     steps: Annotated[int | None, Parameter(converter=_whole, help="Gradient steps at most.")] = None,
     seed: Annotated[int, Parameter(converter=_whole, help="Of everything random.")] = 0,
     device: Annotated[str, Parameter(help="cpu, cuda or auto.")] = "auto",
+    threads: Annotated[
+        int, Parameter(help="Threads of PyTorch; more help on an idle machine, hurt on a busy one.")
+    ] = 1,
     out: Annotated[Path | None, Parameter(help="Folder for the results (out/NAME).")] = None,
     as_json: Annotated[
         bool, Parameter(name="--json", negative="", help="Print the metrics as JSON on stdout.")
@@ -134,7 +137,9 @@ def decode(
     """
     import time
 
-    from neurofuse.decode import DecodeConfig, decode_recording, save_result
+    from neurofuse.decode import DecodeConfig, decode_recording
+    from neurofuse.decoders.training import use_threads
+    from neurofuse.results import save_result
 
     start = time.perf_counter()
     config = DecodeConfig(
@@ -150,7 +155,8 @@ def decode(
         n_steps=steps,
         device=device,
     )
-    _check_settings(config)
+    _check_settings(config, threads)
+    use_threads(threads)
     demo = _is_demo(paths)
     folder = out if out is not None else Path("out") / _name_of(paths, spikes, lfp, movement)
     with _new_folder(folder, marker="metrics.json") as partial:
@@ -200,7 +206,8 @@ def predict(
     ] = False,
 ) -> None:
     """Decode a whole recording with a decoder that was fitted before (the `checkpoint` folder of a decode)."""
-    from neurofuse.decode import predict_recording, save_tables
+    from neurofuse.decode import predict_recording
+    from neurofuse.results import save_tables
 
     fitted, settings = _checkpoint(checkpoint)
     folder = out if out is not None else Path("out") / f"{_name_of(paths, spikes, lfp, movement)}-predicted"
@@ -366,9 +373,9 @@ def _load(
 
 def _checkpoint(folder: Path) -> tuple[Decoder, dict[str, Any]]:
     """A fitted decoder and the settings of the run that made it."""
-    from neurofuse.decode import settings_of
     from neurofuse.decoders.contract import Decoder
     from neurofuse.recording import NeurofuseError
+    from neurofuse.results import settings_of
 
     try:
         return Decoder.from_pretrained(folder), settings_of(folder)
@@ -412,10 +419,11 @@ def _name_of(paths: tuple[str, ...], *choices: str | None) -> str:
     return Path(first.split("::")[0]).absolute().resolve().stem.replace(":", "-") or "recording"
 
 
-def _check_settings(config: Any) -> None:
+def _check_settings(config: Any, threads: int) -> None:
     """Refuse settings that no recording could satisfy, before anything is read."""
     from neurofuse.decode import WINDOW_S
     from neurofuse.decoders.family import parameters_of
+    from neurofuse.decoders.training import check_device
     from neurofuse.jitters.lag import parse_law
     from neurofuse.recording import NeurofuseError
 
@@ -428,6 +436,7 @@ def _check_settings(config: Any) -> None:
         "--max-lag": config.max_lag_s,
         "--steps": config.n_steps,
         "--split-units": config.split_units,
+        "--threads": threads,
     }
     for option, value in positive.items():
         if value is not None and not 0 < value < float("inf"):
@@ -441,7 +450,7 @@ def _check_settings(config: Any) -> None:
             f"the search range of +-{config.max_lag_s:g} s must be shorter than a window ({window_s:g} s); "
             "lower --max-lag or raise --window."
         )
-    _check_device(config.device)
+    check_device(config.device)
 
 
 def _check_seed(seed: int) -> None:
@@ -449,24 +458,6 @@ def _check_seed(seed: int) -> None:
 
     if seed < 0:
         raise NeurofuseError(f"--seed must be zero or more, got {seed}.")
-
-
-def _check_device(device: str) -> None:
-    """Refuse a device that is not there before anything is read."""
-    import torch
-
-    from neurofuse.recording import NeurofuseError
-
-    kind, _, number = device.partition(":")
-    if device not in ("auto", "cpu") and not (kind == "cuda" and (number.isdigit() or device == "cuda")):
-        raise NeurofuseError(f"there is no device '{device}'; choose auto, cpu, cuda or cuda:NUMBER.")
-    if kind == "cuda":
-        n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(number or 0) >= n_gpus:
-            raise NeurofuseError(
-                f"--device {device}: PyTorch finds {n_gpus} NVIDIA GPU(s) here; "
-                f"choose {'auto or cpu' if not n_gpus else f'cuda:0 to cuda:{n_gpus - 1}, auto or cpu'}."
-            )
 
 
 @contextmanager

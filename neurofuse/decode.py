@@ -5,18 +5,16 @@ This is the main line of neurofuse from end to end: recording, features, tokens,
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-import neurofuse
 from neurofuse.decoders.contract import Decoded, Decoder
 from neurofuse.decoders.family import make_decoder, parameters_of
 from neurofuse.features import FeatureConfig, channel_quality, drop_bad, lfp_features, resample
@@ -41,6 +39,8 @@ MAX_LAG_S = 0.5
 SHORTEST_WINDOW_S = 0.2
 # Data this far from the movement is left out; far more than any window reads.
 MARGIN_S = 60.0
+# An axis whose spread falls below this share of what it was in training stands still, near enough.
+STILL_SHARE = 0.05
 # Below these, scores say little about the decoder.
 TRUST_TRAIN_S = 60.0
 TRUST_TEST_S = 20.0
@@ -161,6 +161,7 @@ def decode_recording(
             warnings,
             rng,
         )
+        warnings += _check_moving(parts)
     decoder = _build(config, progress)
     with _timed(seconds, "train"):
         decoder.fit(parts.train, validation=parts.validation)
@@ -217,7 +218,7 @@ def predict_recording(
     alignment = alignment_table(windows, said, {}, decoder=decoder.name)
     metrics = {
         "layout": METRICS_LAYOUT,
-        "version": neurofuse.__version__,
+        "version": version("neurofuse"),
         "name": recording.name,
         "decoder": decoder.name,
         "scored": "stitched",
@@ -332,56 +333,6 @@ def alignment_table(
     return table if np.isfinite(table["true_lag_s"]).any() else table.drop_vars("true_lag_s")
 
 
-def save_result(result: DecodeResult, folder: Path) -> None:
-    """Write metrics, tables, checkpoint and report into a folder that exists."""
-    from neurofuse.report import write_report
-
-    save_tables(folder, result.metrics, result.prediction, result.alignment)
-    result.decoder.save_pretrained(folder / "checkpoint", card=_card(result))
-    (folder / "checkpoint" / "settings.json").write_text(
-        json.dumps(result.metrics["settings"], indent=2), encoding="utf-8"
-    )
-    write_report(
-        folder / "report.html",
-        metrics=result.metrics,
-        prediction=result.prediction,
-        alignment=result.alignment,
-        recording=result.recording,
-    )
-
-
-def settings_of(checkpoint: Path) -> dict[str, Any]:
-    """The settings of the run that made a checkpoint.
-
-    Raises
-    ------
-    NeurofuseError
-        If the checkpoint was saved without them, as `save_pretrained` alone does.
-    """
-    path = checkpoint / "settings.json"
-    try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        complete = set(settings) == {f.name for f in fields(DecodeConfig)}
-    except (OSError, TypeError, ValueError):
-        complete = False
-    if not complete:
-        raise NeurofuseError(
-            f"'{checkpoint}' has no settings.json of this version; give the checkpoint folder of a `neurofuse decode`."
-        )
-    return settings
-
-
-def save_tables(
-    folder: Path, metrics: dict[str, Any], prediction: xr.Dataset, alignment: xr.Dataset | None
-) -> None:
-    """Write `metrics.json`, `prediction.nc` and, where a lag was searched, `alignment.nc`."""
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False), encoding="utf-8")
-    prediction.to_netcdf(folder / "prediction.nc", engine="h5netcdf")
-    if alignment is not None:
-        packed = {"posterior": {"zlib": True, "complevel": 4}}
-        alignment.to_netcdf(folder / "alignment.nc", engine="h5netcdf", encoding=packed)
-
-
 def _check_decodable(recording: Recording) -> None:
     if recording.movement is None:
         raise NeurofuseError(
@@ -442,6 +393,33 @@ def _check_reach(law: LagLaw, recording: Recording, config: DecodeConfig) -> Non
             f"jitter '{law}' moves the clock by {level_s:.3g} s, beyond the search range of +-{max_lag_s:g} s; "
             "lower its level or raise --max-lag."
         )
+
+
+def _check_moving(parts: Split) -> list[str]:
+    """Refuse movement that stands still where it is learned or scored, and say so where it nearly does."""
+    said = []
+    spread = {}
+    for name, windows in (("training", parts.train), ("test", parts.test)):
+        rows = np.unique(windows.first[:, None] + np.arange(windows.n_steps))
+        values = windows.tokens.movement[rows].astype(np.float64)
+        begin_s, end_s = windows.tokens.time_s(rows[[0, -1]])
+        for axis, range_, std in zip(
+            windows.tokens.axes, np.ptp(values, axis=0), values.std(axis=0), strict=True
+        ):
+            if range_ == 0:
+                raise NeurofuseError(
+                    f"movement axis '{axis}' never changes in the {name} stretch ({begin_s:.0f} to {end_s:.0f} s), so "
+                    "nothing can be learned or scored there; give a recording in which it moves throughout."
+                )
+            spread[name, axis] = std
+    for axis in parts.test.tokens.axes:
+        share = spread["test", axis] / spread["training", axis]
+        if share < STILL_SHARE:
+            said.append(
+                f"Movement axis '{axis}' hardly moves in the test stretch ({100 * share:.2g} % of its spread in "
+                "training), so its R² says little."
+            )
+    return said
 
 
 def _check_same_features(tokens: Tokens, decoder: Decoder) -> None:
@@ -582,7 +560,7 @@ def _metrics(
     }
     metrics: dict[str, Any] = {
         "layout": METRICS_LAYOUT,
-        "version": neurofuse.__version__,
+        "version": version("neurofuse"),
         "name": recording.name,
         "decoder": decoder.name,
         **_movement_scores(prediction),
@@ -630,30 +608,6 @@ def _movement_scores(prediction: xr.Dataset) -> dict[str, Any]:
     if prediction.attrs.get("decoder") == "ridge":
         out |= {"baseline_ridge_r2": out["r2"], "baseline_ridge_r2_mean": out["r2_mean"]}
     return out
-
-
-def _card(result: DecodeResult) -> str:
-    m = result.metrics
-    return (
-        "\n".join(
-            [
-                f"# neurofuse decoder `{m['decoder']}`",
-                "",
-                f"Trained on '{m['name']}': {m['n_units']} units, {m['n_channels']} channels, "
-                f"{m['n_windows']['train']} windows of {m['settings']['window_s']:g} s, "
-                f"clocks {', '.join(m['clocks'])}.",
-                "",
-                f"R2 on the last stretch of the same recording: {m['r2_mean']}"
-                f" (ridge {m.get('baseline_ridge_r2_mean')}), scored {m['scored']}.",
-                "",
-                *(f"- {w}" for w in m["warnings"]),
-                "",
-                "Decode another recording with the same units and channels: `neurofuse predict FOLDER PATH`.",
-                "`settings.json` holds every setting of the run that made it.",
-            ]
-        )
-        + "\n"
-    )
 
 
 def _number(value: float) -> float | None:

@@ -400,6 +400,19 @@ def test_movement_that_never_changes(refused, tmp_path):
     refused("decode", path, "--movement", "pos", *BIN, sentence="'pos 2' never changes")
 
 
+def test_movement_that_stands_still_where_it_would_be_scored(refused, cli, tmp_path):
+    moving = np.cumsum(np.random.default_rng(0).standard_normal((600, 2)), axis=0)
+    moving[400:] = moving[400]
+    path = counts(tmp_path / "a.npz", pos=moving)
+    words = "decode", path, "--movement", "pos", *BIN, *RIDGE
+    refused(*words, sentence="'pos 1' never changes in the test stretch (50 to 60 s)")
+    moving[400:] += 1e-3 * np.random.default_rng(1).standard_normal((200, 2))
+    counts(path, pos=moving)
+    done = cli(*words, "--out", tmp_path / "out")
+    assert done.code == 0
+    assert "'pos 1' hardly moves in the test stretch" in done.err
+
+
 def constant_channels(two: Recording, path: Path, rows: list[int]) -> Path:
     logger = two_files(two)[1]
     lfp = logger["lfp"]
@@ -597,6 +610,12 @@ def test_a_real_track_position_is_decoded_as_a_circle(cli, shared_data, tmp_path
     words = "--spikes", f"{path}::Spikes", "--movement", f"{path}::Position", *BIN, "--circular", "auto"
     done = cli("decode", *words, *RIDGE, "--json", "--out", tmp_path / "out")
     assert json.loads(done.out)["r2_mean"] > 0.6
+
+
+def test_a_real_rat_whose_tracking_stands_still_is_not_scored(refused, shared_data):
+    folder = shared_data / "ca1_tracks" / "linear-track"
+    words = "--spikes", folder / "spikes.mat", "--movement", folder / "trajectory.videoPositionTracking"
+    refused("decode", *words, *RIDGE, sentence="'xloc' never changes in the test stretch")
 
 
 def test_real_files_without_movement_are_refused_with_the_way_to_find_some(refused, shared_data):

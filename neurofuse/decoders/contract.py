@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.metrics import r2_score
 
-import neurofuse
 from neurofuse.recording import NeurofuseError
 from neurofuse.windows import Windows
 
@@ -162,7 +162,7 @@ class Decoder(BaseEstimator):
         }
         config = {
             "layout": LAYOUT,
-            "version": neurofuse.__version__,
+            "version": version("neurofuse"),
             "decoder": self.name,
             "parameters": self.get_params(),
             "features": self.features_,

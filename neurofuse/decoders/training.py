@@ -119,7 +119,7 @@ class TorchDecoder(Decoder):
         generator = torch.Generator().manual_seed(self.seed)
         self.network_ = self._network([len(f) for f in self.features_], self.n_axes_, self.max_lag_)
         initialise(self.network_, generator)
-        device = torch.device(_device(self.device))
+        device = torch.device(check_device(self.device))
         self.network_.to(device)
         if device.type != "cpu":
             _move_dropout(self.network_, torch.Generator(device).manual_seed(self.seed))
@@ -247,7 +247,7 @@ class TorchDecoder(Decoder):
     def _restore(self, state: dict[str, np.ndarray]) -> None:
         self.network_ = self._network([len(f) for f in self.features_], self.n_axes_, self.max_lag_)
         self.network_.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
-        self.network_.to(_device(self.device)).eval()
+        self.network_.to(check_device(self.device)).eval()
 
 
 def _hold_back(X: Windows, target: np.ndarray) -> tuple[Windows, Windows, np.ndarray, np.ndarray]:
@@ -285,11 +285,21 @@ def use_threads(n: int) -> None:
     torch.set_num_threads(n)
 
 
-def _device(wanted: str) -> str:
-    """The device by name, or the sentence that says which there are."""
-    there = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    if wanted == "auto":
-        return there[-1]
-    if wanted.split(":")[0] not in there:
-        raise NeurofuseError(f"there is no device '{wanted}' on this machine; choose auto or one of {', '.join(there)}.")
-    return wanted
+def check_device(device: str) -> str:
+    """The device that a name stands for here.
+
+    Raises
+    ------
+    NeurofuseError
+        If there is no such device on this machine.
+    """
+    kind, _, number = device.partition(":")
+    if device not in ("auto", "cpu") and not (kind == "cuda" and (number.isdigit() or device == "cuda")):
+        raise NeurofuseError(f"there is no device '{device}'; choose auto, cpu, cuda or cuda:NUMBER.")
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cuda" and int(number or 0) >= n_gpus:
+        raise NeurofuseError(
+            f"--device {device}: PyTorch finds {n_gpus} NVIDIA GPU(s) here; "
+            f"choose {'auto or cpu' if not n_gpus else f'cuda:0 to cuda:{n_gpus - 1}, auto or cpu'}."
+        )
+    return ("cuda" if n_gpus else "cpu") if device == "auto" else device

@@ -1,0 +1,86 @@
+"""In: what a decode found. Out: a folder of files that stand by themselves, and the settings read back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from neurofuse.decode import DecodeConfig, DecodeResult
+from neurofuse.recording import NeurofuseError
+from neurofuse.report import write_report
+
+
+def save_result(result: DecodeResult, folder: Path) -> None:
+    """Write metrics, tables, checkpoint and report into a folder that exists."""
+    save_tables(folder, result.metrics, result.prediction, result.alignment)
+    result.decoder.save_pretrained(folder / "checkpoint", card=_card(result))
+    (folder / "checkpoint" / "settings.json").write_text(
+        json.dumps(result.metrics["settings"], indent=2), encoding="utf-8"
+    )
+    write_report(
+        folder / "report.html",
+        metrics=result.metrics,
+        prediction=result.prediction,
+        alignment=result.alignment,
+        recording=result.recording,
+    )
+
+
+def settings_of(checkpoint: Path) -> dict[str, Any]:
+    """The settings of the run that made a checkpoint.
+
+    Raises
+    ------
+    NeurofuseError
+        If the checkpoint was saved without them, as `save_pretrained` alone does.
+    """
+    path = checkpoint / "settings.json"
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        complete = set(settings) == {f.name for f in fields(DecodeConfig)}
+    except (OSError, TypeError, ValueError):
+        complete = False
+    if not complete:
+        raise NeurofuseError(
+            f"'{checkpoint}' has no settings.json of this version; give the checkpoint folder of a `neurofuse decode`."
+        )
+    return settings
+
+
+def save_tables(
+    folder: Path, metrics: dict[str, Any], prediction: xr.Dataset, alignment: xr.Dataset | None
+) -> None:
+    """Write `metrics.json`, `prediction.nc` and, where a lag was searched, `alignment.nc`."""
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False), encoding="utf-8")
+    prediction.to_netcdf(folder / "prediction.nc", engine="h5netcdf")
+    if alignment is not None:
+        packed = {"posterior": {"zlib": True, "complevel": 4}}
+        alignment.to_netcdf(folder / "alignment.nc", engine="h5netcdf", encoding=packed)
+
+
+def _card(result: DecodeResult) -> str:
+    m = result.metrics
+    return (
+        "\n".join(
+            [
+                f"# neurofuse decoder `{m['decoder']}`",
+                "",
+                f"Trained on '{m['name']}': {m['n_units']} units, {m['n_channels']} channels, "
+                f"{m['n_windows']['train']} windows of {m['settings']['window_s']:g} s, "
+                f"clocks {', '.join(m['clocks'])}.",
+                "",
+                f"R2 on the last stretch of the same recording: {m['r2_mean']}"
+                f" (ridge {m.get('baseline_ridge_r2_mean')}), scored {m['scored']}.",
+                "",
+                *(f"- {w}" for w in m["warnings"]),
+                "",
+                "Decode another recording with the same units and channels: `neurofuse predict FOLDER PATH`.",
+                "`settings.json` holds every setting of the run that made it.",
+            ]
+        )
+        + "\n"
+    )
