@@ -1,0 +1,1 @@
+"""What neurofuse costs, as ratios within one run."""
