@@ -64,7 +64,7 @@ def verdict(metrics: Mapping[str, Any], alignment: xr.Dataset | None = None) -> 
         said = "R² could not be told"
     else:
         said = f"R² {_number(r2)}"
-        if ridge is not None:
+        if ridge is not None and metrics.get("decoder") != "ridge":
             # What the reader sees is two decimals; a lead that rounds away is none.
             behind = round(r2, 2) <= round(ridge, 2)
             said += f" (ridge {_number(ridge)}{', which is as good or better' if behind else ''})"
