@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -42,61 +43,61 @@ def _whole(_: Any, tokens: Sequence[Any]) -> int:
         raise ValueError(f"'{tokens[0].value}' is not a whole number.") from None
 
 
-# Options that say what to read, shared by every command that reads a recording.
 Paths = Annotated[
     str,
     Parameter(
         help="Recordings, one or several; each file has a clock of its own. Or 'demo', an embedded simulation."
     ),
 ]
-Spikes = Annotated[
-    str | None, Parameter(name="--spikes", help="NAME, PATH or PATH::NAME[,NAME]; 'none' leaves spikes out.")
-]
-Lfp = Annotated[str | None, Parameter(name="--lfp", help="The same for LFP.")]
-Move = Annotated[
-    str | None, Parameter(name="--movement", help="The same for movement, e.g. HandXcm,HandYcm.")
-]
-Bin = Annotated[float | None, Parameter(name="--bin", help="Seconds a bin of plain count matrices.")]
-Rate = Annotated[float | None, Parameter(name="--rate", help="Samples a second of plain LFP matrices.")]
-TimeUnit = Annotated[
-    str, Parameter(name="--time-unit", help="Unit of times in plain files: s, ms, us or samples@RATE.")
-]
+
+
 Format = Annotated[
     str | None, Parameter(name="--format", help="Name of the format, where suffix and content do not tell.")
 ]
-GapMs = Annotated[
-    float | None,
-    Parameter(name="--gap-tolerance-ms", help="Pauses up to this long in a maker's file are no gap."),
-]
-Circular = Annotated[
-    str | None,
-    Parameter(
-        name="--circular",
-        help="Movement wraps around: decode cosine and sine. 'auto' or the length of a turn.",
-    ),
-]
-Missing = Annotated[
-    Literal["refuse", "drop"], Parameter(name="--missing", help="What to do with samples that hold NaN.")
-]
-Negative = Annotated[
-    bool, Parameter(name="--allow-negative-times", negative="", help="Spikes before time zero are meant.")
-]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What to read and how, shared by every command that reads a recording; see `data_loaders.load`."""
+
+    spikes: Annotated[
+        str | None, Parameter(help="NAME, PATH or PATH::NAME[,NAME]; 'none' leaves spikes out.")
+    ] = None
+    lfp: Annotated[str | None, Parameter(help="The same for LFP.")] = None
+    movement: Annotated[str | None, Parameter(help="The same for movement, e.g. HandXcm,HandYcm.")] = None
+    bin_s: Annotated[float | None, Parameter(name="--bin", help="Seconds a bin of plain count matrices.")] = (
+        None
+    )
+    rate_hz: Annotated[
+        float | None, Parameter(name="--rate", help="Samples a second of plain LFP matrices.")
+    ] = None
+    time_unit: Annotated[str, Parameter(help="Unit of times in plain files: s, ms, us or samples@RATE.")] = (
+        "s"
+    )
+    format: Format = None
+    gap_tolerance_ms: Annotated[
+        float | None, Parameter(help="Pauses up to this long in a maker's file are no gap.")
+    ] = None
+    circular: Annotated[
+        str | None,
+        Parameter(help="Movement wraps around: decode cosine and sine. 'auto' or the length of a turn."),
+    ] = None
+    missing: Annotated[
+        Literal["refuse", "drop"], Parameter(help="What to do with samples that hold NaN.")
+    ] = "refuse"
+    allow_negative_times: Annotated[
+        bool, Parameter(negative="", help="Spikes before time zero are meant.")
+    ] = False
+
+
+EVERYTHING = Source()
 
 
 @app.command
 def decode(
     *paths: Paths,
-    spikes: Spikes = None,
-    lfp: Lfp = None,
-    movement: Move = None,
-    bin_s: Bin = None,
-    rate_hz: Rate = None,
-    time_unit: TimeUnit = "s",
-    format: Format = None,
-    gap_tolerance_ms: GapMs = None,
-    circular: Circular = None,
-    missing: Missing = "refuse",
-    allow_negative_times: Negative = False,
+    source: Source = EVERYTHING,
     decoder: Annotated[str, Parameter(help="tracked, constant, softmax, early or ridge.")] = "tracked",
     max_lag: Annotated[
         float | None, Parameter(help="Largest lag searched, seconds (0.5 where there is room).")
@@ -158,26 +159,13 @@ def decode(
     _check_settings(config, threads)
     use_threads(threads)
     demo = _is_demo(paths)
-    folder = out if out is not None else Path("out") / _name_of(paths, spikes, lfp, movement)
+    folder = out if out is not None else Path("out") / _name_of(paths, source)
     with _new_folder(folder, marker="metrics.json") as partial:
         truths: dict[str, LagTruth] = {}
         if demo:
             recording, truths = _demo(paths[0], seed, partial / "input")
         else:
-            recording = _load(
-                paths,
-                spikes,
-                lfp,
-                movement,
-                bin_s,
-                rate_hz,
-                time_unit,
-                format,
-                gap_tolerance_ms,
-                circular,
-                missing,
-                allow_negative_times,
-            )
+            recording = _load(paths, source)
         load_s = time.perf_counter() - start
         result = decode_recording(recording, config=config, truths=truths, progress=True)
         result.metrics["seconds"] = {"load": round(load_s, 3), **result.metrics["seconds"]}
@@ -189,17 +177,7 @@ def decode(
 def predict(
     checkpoint: Path,
     *paths: Paths,
-    spikes: Spikes = None,
-    lfp: Lfp = None,
-    movement: Move = None,
-    bin_s: Bin = None,
-    rate_hz: Rate = None,
-    time_unit: TimeUnit = "s",
-    format: Format = None,
-    gap_tolerance_ms: GapMs = None,
-    circular: Circular = None,
-    missing: Missing = "refuse",
-    allow_negative_times: Negative = False,
+    source: Source = EVERYTHING,
     out: Annotated[Path | None, Parameter(help="Folder for the results (out/NAME-predicted).")] = None,
     as_json: Annotated[
         bool, Parameter(name="--json", negative="", help="Print the metrics as JSON on stdout.")
@@ -210,25 +188,12 @@ def predict(
     from neurofuse.results import save_tables
 
     fitted, settings = _checkpoint(checkpoint)
-    folder = out if out is not None else Path("out") / f"{_name_of(paths, spikes, lfp, movement)}-predicted"
+    folder = out if out is not None else Path("out") / f"{_name_of(paths, source)}-predicted"
     with _new_folder(folder, marker="metrics.json") as partial:
         if _is_demo(paths):
             recording, _ = _demo(paths[0], int(settings["seed"]), partial / "input")
         else:
-            recording = _load(
-                paths,
-                spikes,
-                lfp,
-                movement,
-                bin_s,
-                rate_hz,
-                time_unit,
-                format,
-                gap_tolerance_ms,
-                circular,
-                missing,
-                allow_negative_times,
-            )
+            recording = _load(paths, source)
         metrics, prediction, alignment = predict_recording(recording, fitted, settings)
         save_tables(partial, metrics, prediction, alignment)
     _tell(metrics, alignment, folder, as_json)
@@ -250,17 +215,7 @@ def info(
 def convert(
     *paths: Paths,
     out: Annotated[Path, Parameter(name=["--out", "-o"], help="File to write: .nwb, .nc or .nix.")],
-    spikes: Spikes = None,
-    lfp: Lfp = None,
-    movement: Move = None,
-    bin_s: Bin = None,
-    rate_hz: Rate = None,
-    time_unit: TimeUnit = "s",
-    format: Format = None,
-    gap_tolerance_ms: GapMs = None,
-    circular: Circular = None,
-    missing: Missing = "refuse",
-    allow_negative_times: Negative = False,
+    source: Source = EVERYTHING,
     seed: Annotated[int, Parameter(converter=_whole, help="Of the demo.")] = 0,
 ) -> None:
     """Read a recording and write it as one NWB, netCDF or NIX file, every clock kept by name."""
@@ -273,20 +228,7 @@ def convert(
 
         recording, _ = simulate(demo_law(paths[0]), rng=np.random.default_rng(seed))
     else:
-        recording = _load(
-            paths,
-            spikes,
-            lfp,
-            movement,
-            bin_s,
-            rate_hz,
-            time_unit,
-            format,
-            gap_tolerance_ms,
-            circular,
-            missing,
-            allow_negative_times,
-        )
+        recording = _load(paths, source)
     save(recording, out)
     _say(repr(recording))
     _say(f"wrote {out}")
@@ -294,14 +236,12 @@ def convert(
 
 def main(tokens: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
-    from neurofuse.recording import NeurofuseError, RecordingWarning
+    from neurofuse.recording import NeurofuseError
 
     try:
         with warnings.catch_warnings():
             # What libraries mutter about their own code is not for the user of this one.
             warnings.simplefilter("ignore")
-            warnings.simplefilter("always", RecordingWarning)
-            warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
             app(tokens, exit_on_error=False, print_error=False)
     except NeurofuseError as error:
         _fail(str(error))
@@ -327,48 +267,24 @@ def _fail(reason: str) -> NoReturn:
     sys.exit(2)
 
 
-def _load(
-    paths: tuple[str, ...],
-    spikes: str | None,
-    lfp: str | None,
-    movement: str | None,
-    bin_s: float | None,
-    rate_hz: float | None,
-    time_unit: str,
-    format: str | None,
-    gap_tolerance_ms: float | None,
-    circular: str | None,
-    missing: Literal["refuse", "drop"],
-    allow_negative_times: bool,
-) -> Recording:
+def _load(paths: tuple[str, ...], source: Source) -> Recording:
     from neurofuse.recording import NeurofuseError
 
-    turn: bool | float | None = None
-    if circular is not None:
+    options: dict[str, Any] = asdict(source)
+    if source.circular is not None:
         try:
-            turn = True if circular == "auto" else float(circular)
+            turn = True if source.circular == "auto" else float(source.circular)
         except ValueError:
             turn = 0.0
         if turn is not True and not 0 < turn < float("inf"):
             raise NeurofuseError(
-                f"--circular takes 'auto' or the length of one turn in the movement's unit, got '{circular}'."
+                "--circular takes 'auto' or the length of one turn in the movement's unit, "
+                f"got '{source.circular}'."
             )
+        options["circular"] = turn
     # Libraries that print while they read must not spoil what --json puts on stdout.
     with redirect_stdout(sys.stderr):
-        return neurofuse.load(
-            list(paths) or None,
-            format=format,
-            spikes=spikes,
-            lfp=lfp,
-            movement=movement,
-            bin_s=bin_s,
-            rate_hz=rate_hz,
-            time_unit=time_unit,
-            gap_tolerance_ms=gap_tolerance_ms,
-            circular=turn,
-            missing=missing,
-            allow_negative_times=allow_negative_times,
-        )
+        return neurofuse.load(list(paths) or None, **options)
 
 
 def _checkpoint(folder: Path) -> tuple[Decoder, dict[str, Any]]:
@@ -413,8 +329,9 @@ def _demo(path: str, seed: int, folder: Path) -> tuple[Recording, dict[str, LagT
     return recording.but(name=path), {truth.clock: truth}
 
 
-def _name_of(paths: tuple[str, ...], *choices: str | None) -> str:
+def _name_of(paths: tuple[str, ...], source: Source) -> str:
     """A short folder name for what is decoded."""
+    choices = (source.spikes, source.lfp, source.movement)
     first = next(iter(paths), None) or next((c for c in choices if c and c != "none"), "recording")
     return Path(first.split("::")[0]).absolute().resolve().stem.replace(":", "-") or "recording"
 

@@ -60,7 +60,7 @@ class DecodeConfig:
     window_s: float | None = None
     # Largest lag searched, seconds; None takes 0.5 s, or what fits.
     max_lag_s: float | None = None
-    # Decode from the past alone.
+    # Decode from the past alone; of other clocks, from stamps up to the largest lag ahead.
     causal: bool = False
     # KIND:LEVEL, a known truth by which the second clock is moved, in training and test alike.
     jitter: str | None = None
@@ -108,10 +108,10 @@ class DecodeResult:
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """A recording ready for tokens, and what was learned on the way."""
+    """A recording ready for tokens, the options its features were taken with, and what was noticed."""
 
-    recording: Recording
     featured: Recording
+    options: FeatureConfig
     quality: list[dict[str, Any]]
     warnings: list[str]
 
@@ -190,7 +190,7 @@ def predict_recording(
         Scores are there only if the recording has movement.
     """
     config = DecodeConfig(**{**settings, "features": FeatureConfig(**settings["features"])})
-    ready = prepare(recording, replace(config, decoder=decoder.name))
+    ready = prepare(recording, config, fitted=decoder)
     tokens = tokenize(ready.featured, token_s=decoder.token_s_)
     _check_same_features(tokens, decoder)
     blind = replace(tokens, movement=np.zeros((tokens.n_tokens, 0), np.float32), axes=())
@@ -234,8 +234,11 @@ def predict_recording(
     return metrics, prediction, alignment
 
 
-def prepare(recording: Recording, config: DecodeConfig) -> _Prepared:
-    """Leave out bad channels and take features from the LFP, causally unless the decoder looks ahead."""
+def prepare(recording: Recording, config: DecodeConfig, *, fitted: Decoder | None = None) -> _Prepared:
+    """Leave out bad channels and take features from the LFP, causally unless the decoder looks ahead.
+
+    For a decoder that was fitted before, the channels it knows are taken, bad or not.
+    """
     streams: list[Spikes | Signal] = []
     quality: list[dict[str, Any]] = []
     warnings: list[str] = []
@@ -253,9 +256,19 @@ def prepare(recording: Recording, config: DecodeConfig) -> _Prepared:
         bad = table[table["bad"]]
         if len(bad):
             named = "; ".join(f"{n} ({w})" for n, w in zip(bad["name"], bad["why"], strict=True))
-            warnings.append(f"{len(bad)} of {len(table)} channels of '{stream.name}' were left out: {named}.")
-        streams.append(lfp_features(drop_bad(stream, table), config=options))
-    return _Prepared(recording, recording.but(streams=tuple(streams)), quality, warnings)
+            fate = "left out" if fitted is None else "found bad"
+            warnings.append(f"{len(bad)} of {len(table)} channels of '{stream.name}' were {fate}: {named}.")
+        kept = drop_bad(stream, table) if fitted is None else _known_channels(stream, fitted)
+        streams.append(lfp_features(kept, config=options))
+    return _Prepared(recording.but(streams=tuple(streams)), options, quality, warnings)
+
+
+def _known_channels(signal: Signal, fitted: Decoder) -> Signal:
+    """The channels a decoder was fitted on; all of them if it knows none, for it to refuse."""
+    # A feature is named `stream/channel band`.
+    known = {f.partition("/")[2].rpartition(" ")[0] for clock in fitted.features_ for f in clock}
+    rows = [k for k, name in enumerate(signal.channels) if name in known]
+    return signal.select(rows) if rows else signal
 
 
 def prediction_table(
@@ -477,6 +490,7 @@ def _windows(
             (w, max_lag_s if config.max_lag_s is not None else min(max_lag_s, w / 3))
             for w in np.round(shorter, 3).tolist()
             if w >= max(SHORTEST_WINDOW_S, 4 * tokens.token_s)
+            and (config.max_lag_s is None or w > config.max_lag_s)
         ]
     failure: NeurofuseError | None = None
     for window_s, max_lag_s in attempts:
@@ -557,6 +571,7 @@ def _metrics(
         "token_s": tokens.token_s,
         "window_s": parts.test.n_steps * tokens.token_s,
         "max_lag_s": parts.test.max_lag * tokens.token_s if len(tokens.clocks) > 1 else 0.0,
+        "features": asdict(ready.options),
     }
     metrics: dict[str, Any] = {
         "layout": METRICS_LAYOUT,

@@ -34,10 +34,6 @@ class RecordingError(NeurofuseError):
     """A recording, or a part of one, that does not hold together."""
 
 
-class RecordingWarning(UserWarning):
-    """Something a user should know about a recording that does not stop the work."""
-
-
 def as_seconds(times: ArrayLike, *, what: str) -> FloatArray:
     """Return times as a read-only float64 vector, refusing what cannot be a time axis.
 

@@ -21,10 +21,10 @@ def r2_per_axis(true: np.ndarray, said: np.ndarray) -> FloatArray:
     Returns
     -------
     ndarray, shape (n_axes,)
-        NaN where fewer than two tokens are known.
+        NaN where fewer than two tokens are known, or where anything decoded at them is not a number.
     """
-    there = np.isfinite(true).all(axis=-1) & np.isfinite(said).all(axis=-1)
-    if there.sum() < 2:
+    there = np.isfinite(true).all(axis=-1)
+    if there.sum() < 2 or not np.isfinite(said[there]).all():
         return np.full(true.shape[-1], np.nan)
     return np.asarray(r2_score(true[there], said[there], multioutput="raw_values"), dtype=np.float64)
 

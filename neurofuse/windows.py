@@ -238,9 +238,9 @@ def split(
     """Part a recording into training, validation and test windows.
 
     The three are stretches in time order, `train` and `validation` being their shares of the movement. Between
-    them lies a gap as long as the context a window reads, injected lags included, so that no decoder sees test
-    samples in training.
-    Test windows overlap by half, unless each carries its own injected lag: then they lie side by side.
+    them lies a gap as long as the context a window reads and a lag of the other clock on top, so that no decoder
+    sees test samples in training. Test windows overlap by half, unless each carries its own injected lag: then
+    they lie side by side.
 
     Raises
     ------
@@ -258,8 +258,8 @@ def split(
             "no movement falls into the time of the recording; check that both are on the same clock."
         )
     own_lag = jitter is not None and len(tokens.clocks) > 1
-    # A window with an injected lag shows the other clock's content from up to `max_lag` beyond its context.
-    gap = max_lag + EDGE_TOKENS + (max_lag if own_lag else 0)
+    # A clock that lags shows, at the edge of a window's context, content from up to `max_lag` beyond it.
+    gap = 2 * max_lag + EDGE_TOKENS
     begin, end = int(there[0]), int(there[-1]) + 1
     cuts = [there[min(int(share * there.size), there.size - 1)] for share in (train, train + validation)]
     stretches = ((begin, cuts[0]), (cuts[0] + gap, cuts[1]), (cuts[1] + gap, end))

@@ -8,7 +8,7 @@ import xarray as xr
 
 from neurofuse.decode import DecodeConfig, decode_recording, predict_recording
 from neurofuse.decoders.contract import Decoder
-from neurofuse.recording import NeurofuseError
+from neurofuse.recording import NeurofuseError, Signal
 from neurofuse.results import save_result, settings_of
 from neurofuse.simulate import SimulationConfig, demo_law, simulate
 
@@ -95,6 +95,34 @@ def test_a_planted_truth_is_never_shown_to_the_decoder():
     xr.testing.assert_identical(told.prediction, untold.prediction)
     assert "lag_hit_rate" in told.metrics
     assert "lag_hit_rate" not in untold.metrics
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_settings_say_how_the_features_were_really_taken(causal):
+    recording, _ = simulate(
+        demo_law("demo"), config=SimulationConfig(duration_s=40), rng=np.random.default_rng(0)
+    )
+    config = DecodeConfig(decoder="ridge", causal=causal, window_s=1.0, max_lag_s=0.3, line_hz=50)
+    settings = decode_recording(recording, config=config).metrics["settings"]
+    assert settings["features"]["causal"] is causal
+    assert settings["features"]["line_hz"] == 50
+
+
+def test_a_channel_that_goes_bad_later_is_named_and_still_decoded_from(tmp_path):
+    recording, _ = simulate(
+        demo_law("demo"), config=SimulationConfig(duration_s=40), rng=np.random.default_rng(0)
+    )
+    config = DecodeConfig(decoder="ridge", window_s=1.0, max_lag_s=0.3)
+    save_result(decode_recording(recording, config=config), tmp_path)
+    decoder = Decoder.from_pretrained(tmp_path / "checkpoint")
+    lfp = recording["lfp"]
+    values = lfp.data.values.copy()
+    values[:, 3] = 0.0
+    dead = Signal.from_array(values, clock=lfp.clock, name="lfp", time_s=lfp.time_s, channels=lfp.channels)
+    later = recording.but(streams=(recording["spikes"], dead))
+    metrics, _, _ = predict_recording(later, decoder, settings_of(tmp_path / "checkpoint"))
+    assert any("were found bad: ch03" in w for w in metrics["warnings"])
+    assert np.isfinite(metrics["r2_mean"])
 
 
 def test_too_short_a_recording_says_so_and_is_decoded_in_shorter_windows():

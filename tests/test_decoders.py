@@ -8,7 +8,7 @@ import torch
 from sklearn.base import clone
 from sklearn.model_selection import GroupKFold, cross_val_score
 
-from neurofuse.decoders.contract import Decoder
+from neurofuse.decoders.contract import Decoder, hold_back
 from neurofuse.decoders.family import DECODERS, make_decoder
 from neurofuse.decoders.tracked import lag_loss, recognition_loss
 from neurofuse.jitters.lag import WindowLag
@@ -233,6 +233,38 @@ def test_recognition_falls_when_windows_match_their_own_partner():
     good = recognition_loss(matched, key, band_scores(matched, key), prior)
     bad = recognition_loss(strange, key, band_scores(strange, key), prior)
     assert float(good) < np.log(4) < float(bad)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_held_back_stretch_is_not_trained_on(name, parts):
+    """Without validation windows the last ones decide, and what they hold must not reach the weights."""
+    X = parts.train
+    y = X.movement.copy()
+    whole = quick(name, **({} if name == "ridge" else {"n_steps": 20}))
+    kept, held, _, _ = hold_back(X, y)
+    assert kept.first.max() + kept.n_steps + kept.reach <= held.first.min()
+    whole.fit(X, y)
+    told = clone(whole).fit(kept, validation=held)
+    np.testing.assert_array_equal(whole.predict(parts.test), told.predict(parts.test))
+
+
+def test_ridge_solves_what_scikit_learn_solves(parts):
+    from sklearn.linear_model import Ridge
+
+    decoder = quick("ridge").fit(parts.train, validation=parts.validation)
+    target = parts.train.movement
+    design, wanted = decoder._rows(parts.train, target, once=True)
+    other = Ridge(alpha=decoder.penalty_).fit(design.astype(np.float64), wanted)
+    np.testing.assert_allclose(decoder.weights_, other.coef_, atol=2e-4)
+    np.testing.assert_allclose(decoder.intercept_, other.intercept_, atol=2e-4)
+
+
+def test_how_a_decoder_was_run_is_not_part_of_it(parts, tmp_path):
+    decoder = quick("tracked", n_steps=2, device="cpu", progress=False).fit(parts.train)
+    decoder.save_pretrained(tmp_path / "kept")
+    config = json.loads((tmp_path / "kept" / "config.json").read_text())
+    assert {"device", "progress"}.isdisjoint(config["parameters"])
+    assert Decoder.from_pretrained(tmp_path / "kept").device == "auto"
 
 
 def test_a_folder_that_is_not_a_checkpoint_is_refused_and_left_alone(parts, tmp_path):

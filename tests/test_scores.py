@@ -148,3 +148,10 @@ def test_the_interval_of_a_calibrated_posterior_holds_the_truth_nine_times_in_te
         true_s, said["lag_map_s"], said["lag_mean_s"], said["lag_q05_s"], said["lag_q95_s"], token_s=0.02
     )
     assert scores["lag_coverage_90"] == pytest.approx(0.9, abs=0.012)
+
+
+def test_a_prediction_that_is_not_a_number_has_no_score():
+    true = np.random.default_rng(0).normal(size=(50, 2))
+    said = true.copy()
+    said[3, 0] = np.nan
+    assert np.isnan(r2_per_axis(true, said)).all()

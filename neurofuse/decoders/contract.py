@@ -24,6 +24,10 @@ from neurofuse.recording import NeurofuseError
 from neurofuse.windows import Windows
 
 LAYOUT = "neurofuse-decoder-1"
+# Share of the training windows held back, in time order, when no validation windows are given.
+HELD_BACK = 0.15
+# How a decoder was run, not what it is: left out of a checkpoint, which may be read on another machine.
+NOT_KEPT = ("device", "progress")
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +168,7 @@ class Decoder(BaseEstimator):
             "layout": LAYOUT,
             "version": version("neurofuse"),
             "decoder": self.name,
-            "parameters": self.get_params(),
+            "parameters": {k: v for k, v in self.get_params().items() if k not in NOT_KEPT},
             "features": self.features_,
             "clocks": self.clocks_,
             "n_axes": self.n_axes_,
@@ -244,3 +248,15 @@ class Decoder(BaseEstimator):
             "Read it back with `neurofuse.Decoder.from_pretrained(folder)`.",
         ]
         return "\n".join(lines) + "\n"
+
+
+def hold_back(X: Windows, target: np.ndarray) -> tuple[Windows, Windows, np.ndarray, np.ndarray]:
+    """Keep the last windows for validation; those whose context reaches into them are not trained on."""
+    edge = X.first[int((1 - HELD_BACK) * (len(X) - 1))]
+    train = np.flatnonzero(X.first + X.n_steps + X.reach <= edge)
+    check = np.flatnonzero(X.first >= edge)
+    if train.size == 0:
+        raise NeurofuseError(
+            f"{len(X)} training windows are too few to hold some back; pass validation windows."
+        )
+    return X[train], X[check], target[train], target[check]

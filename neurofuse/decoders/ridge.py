@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.linear_model import Ridge
+from scipy.linalg import solve
 
-from neurofuse.decoders.contract import Decoded, Decoder
+from neurofuse.decoders.contract import Decoded, Decoder, hold_back
 from neurofuse.recording import NeurofuseError
 from neurofuse.windows import Windows
 
@@ -57,8 +57,7 @@ class RidgeDecoder(Decoder):
             raise NeurofuseError("there are no training windows; the recording is shorter than one window.")
         target = self._target(X, y)
         if validation is None:
-            cut = max(1, int(0.85 * len(X)))
-            check, check_target = X[np.arange(cut, len(X))], target[cut:]
+            X, check, target, check_target = hold_back(X, target)
         else:
             check, check_target = validation, self._target(validation, None)
         self._learn_scales(X, target)
@@ -68,15 +67,19 @@ class RidgeDecoder(Decoder):
         # Windows overlap: a token is taken once a draw, from the first window that holds it.
         seen = [self._rows(X, target, rng=rng if k else None, once=True) for k in draws]
         design, wanted = (np.concatenate(x) for x in zip(*seen, strict=True))
-        held_design, held = self._rows(check, check_target) if len(check) else (design, wanted)
-        best = -np.inf
+        held_design, held = self._rows(check, check_target)
+        # The normal equations are set up once; the penalties differ in their diagonal alone.
+        middle, offset = design.mean(axis=0), wanted.mean(axis=0)
+        design -= middle
+        gram, moment = design.T @ design, design.T @ (wanted - offset)
+        least = np.inf
         for penalty in PENALTIES:
-            model = Ridge(alpha=penalty, solver="cholesky").fit(design, wanted)
-            error = -float(np.mean((model.predict(held_design).reshape(held.shape) - held) ** 2))
-            if error > best:
-                best, self.penalty_ = error, penalty
-                self.weights_ = np.atleast_2d(model.coef_).astype(np.float32)
-                self.intercept_ = np.atleast_1d(model.intercept_).astype(np.float32)
+            weights = solve(gram + penalty * np.eye(len(gram), dtype=gram.dtype), moment, assume_a="pos")
+            error = float(np.mean(((held_design - middle) @ weights + offset - held) ** 2))
+            if error < least:
+                least, self.penalty_ = error, penalty
+                self.weights_ = weights.T.astype(np.float32)
+                self.intercept_ = (offset - middle @ weights).astype(np.float32)
         return self
 
     def decode(self, X: Windows) -> Decoded:

@@ -25,7 +25,7 @@ from neurofuse.decoders.lag import (
     lag_posterior,
 )
 from neurofuse.decoders.training import TorchDecoder
-from neurofuse.windows import EDGE_TOKENS
+from neurofuse.windows import EDGE_TOKENS, Batch
 
 # Where learning starts: a lag holds for long, drifts rarely, and jumps once in some hundred blocks.
 START_STEP = 0.05
@@ -316,6 +316,12 @@ class TrackedDecoder(TorchDecoder):
         self.dilations = dilations
         self.track_every = track_every
         self.align_weight = align_weight
+
+    def _alignment_loss(self, reading: Reading, batch: Batch) -> Tensor | float:
+        if not self.align_weight:
+            return 0.0
+        lag_BTC = torch.as_tensor(batch.lag, device=next(self.network_.parameters()).device)
+        return self.align_weight * self.network_.alignment_loss(reading, lag_BTC)
 
     def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> LagNetwork:
         return LagNetwork(

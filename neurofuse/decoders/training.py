@@ -13,15 +13,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from neurofuse.decoders.contract import Decoded, Decoder
+from neurofuse.decoders.contract import Decoded, Decoder, hold_back
 from neurofuse.decoders.encoders import initialise
 from neurofuse.recording import NeurofuseError
 from neurofuse.windows import Batch, Windows
 
 # Windows decoded at once; bounds memory, does not change numbers.
 DECODE_BATCH = 32
-# Share of the training windows held back, in time order, when no validation windows are given.
-HELD_BACK = 0.15
 
 
 class TorchDecoder(Decoder):
@@ -29,7 +27,7 @@ class TorchDecoder(Decoder):
 
     Subclasses build `_network(n_inputs, n_axes, max_lag)`: a module called with scaled inputs (one tensor
     (B, W, U) a clock), presence masks (B, W), and the reach, which returns movement (B, T, A) in standard
-    units and a `Reading` of lags, or None. A network with an `alignment_loss` has it added in training.
+    units and a `Reading` of lags, or None.
 
     Parameters
     ----------
@@ -111,9 +109,10 @@ class TorchDecoder(Decoder):
         if len(X) == 0:
             raise NeurofuseError("there are no training windows; the recording is shorter than one window.")
         target = self._target(X, y)
-        check_target = None
         if validation is None:
-            X, validation, target, check_target = _hold_back(X, target)
+            X, validation, target, check = hold_back(X, target)
+        else:
+            check = self._target(validation, None)
         self._learn_scales(X, target)
         rng = np.random.default_rng([self.seed, 1])
         generator = torch.Generator().manual_seed(self.seed)
@@ -123,7 +122,7 @@ class TorchDecoder(Decoder):
         self.network_.to(device)
         if device.type != "cpu":
             _move_dropout(self.network_, torch.Generator(device).manual_seed(self.seed))
-        self._descend(X, target, validation, self._target(validation, check_target), rng)
+        self._descend(X, target, validation, check, rng)
         return self
 
     def _descend(
@@ -190,11 +189,11 @@ class TorchDecoder(Decoder):
         loss = torch.where(there, said - torch.nan_to_num(true), 0.0).square().sum() / there.sum().clamp_min(
             1
         )
-        weight = getattr(self, "align_weight", 0.0)
-        if self.network_.training and weight and reading is not None:
-            lag = torch.as_tensor(batch.lag, device=said.device)
-            loss = loss + weight * self.network_.alignment_loss(reading, lag)
-        return loss
+        return loss + self._alignment_loss(reading, batch) if self.network_.training else loss
+
+    def _alignment_loss(self, reading: Any, batch: Batch) -> Tensor | float:
+        """What training adds to the movement loss; nothing, for decoders that look for no lag."""
+        return 0.0
 
     @torch.no_grad()
     def _mean_loss(self, X: Windows, target: np.ndarray) -> float:
@@ -248,18 +247,6 @@ class TorchDecoder(Decoder):
         self.network_ = self._network([len(f) for f in self.features_], self.n_axes_, self.max_lag_)
         self.network_.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
         self.network_.to(check_device(self.device)).eval()
-
-
-def _hold_back(X: Windows, target: np.ndarray) -> tuple[Windows, Windows, np.ndarray, np.ndarray]:
-    """Keep the last windows for validation, leaving out those that share tokens with the training ones."""
-    edge = X.first[int((1 - HELD_BACK) * (len(X) - 1))]
-    train = np.flatnonzero(X.first + X.n_steps + X.reach <= edge)
-    check = np.flatnonzero(X.first >= edge)
-    if train.size == 0:
-        raise NeurofuseError(
-            f"{len(X)} training windows are too few to hold some back; pass validation windows."
-        )
-    return X[train], X[check], target[train], target[check]
 
 
 def _by_decay(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
