@@ -220,13 +220,10 @@ def convert(
 ) -> None:
     """Read a recording and write it as one NWB, netCDF or NIX file, every clock kept by name."""
     from data_loaders import save
-    from neurofuse.simulate import demo_law, simulate
 
     _check_seed(seed)
     if _is_demo(paths):
-        import numpy as np
-
-        recording, _ = simulate(demo_law(paths[0]), rng=np.random.default_rng(seed))
+        recording, _ = _simulated(paths[0], seed)
     else:
         recording = _load(paths, source)
     save(recording, out)
@@ -312,14 +309,21 @@ def _is_demo(paths: tuple[str, ...]) -> bool:
     )
 
 
-def _demo(path: str, seed: int, folder: Path) -> tuple[Recording, dict[str, LagTruth]]:
-    """Simulate, write what each of the two systems would have written, and read both files as a user would."""
+def _simulated(path: str, seed: int) -> tuple[Recording, LagTruth]:
+    """The demo of that name: the same for every command, given the seed."""
     import numpy as np
 
-    from data_loaders import save
-    from neurofuse.simulate import demo_law, simulate, two_files
+    from neurofuse.simulate import demo_law, simulate
 
-    simulated, truth = simulate(demo_law(path), rng=np.random.default_rng([seed, 7]))
+    return simulate(demo_law(path), rng=np.random.default_rng([seed, 7]))
+
+
+def _demo(path: str, seed: int, folder: Path) -> tuple[Recording, dict[str, LagTruth]]:
+    """Simulate, write what each of the two systems would have written, and read both files as a user would."""
+    from data_loaders import save
+    from neurofuse.simulate import two_files
+
+    simulated, truth = _simulated(path, seed)
     folder.mkdir()
     names = []
     for part in two_files(simulated):
