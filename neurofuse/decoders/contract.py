@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,17 @@ class Decoder(BaseEstimator):
     """The contract. Subclasses store their hyperparameters as given and set attributes ending in `_` in fit."""
 
     name = ""
+
+    @classmethod
+    def _get_param_names(cls) -> list[str]:
+        # A subclass adds its own keywords to those of the class it extends; scikit-learn looks at one __init__.
+        return sorted(
+            name
+            for kind in cls.__mro__
+            if issubclass(kind, Decoder) and "__init__" in vars(kind)
+            for name, p in signature(vars(kind)["__init__"]).parameters.items()
+            if p.kind is Parameter.KEYWORD_ONLY
+        )
 
     def fit(self, X: Windows, y: np.ndarray | None = None, *, validation: Windows | None = None) -> Decoder:
         """Learn from training windows; `validation` is a later stretch for stopping and choosing."""

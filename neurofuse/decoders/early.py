@@ -5,6 +5,8 @@ It takes the clocks at their word. Its receptive field covers the same lags that
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -61,33 +63,9 @@ class EarlyDecoder(TorchDecoder):
         self,
         *,
         kernel: int = 5,
-        width: int = 64,
-        dropout: float = 0.1,
-        n_steps: int = 600,
-        batch_size: int = 32,
-        learning_rate: float = 3e-3,
-        weight_decay: float = 1e-2,
-        patience: int = 12,
-        check_every: int = 25,
-        causal: bool = False,
-        seed: int = 0,
-        device: str = "auto",
-        progress: bool = False,
+        **training: Any,
     ) -> None:
-        super().__init__(
-            width=width,
-            dropout=dropout,
-            n_steps=n_steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            patience=patience,
-            check_every=check_every,
-            causal=causal,
-            seed=seed,
-            device=device,
-            progress=progress,
-        )
+        super().__init__(**training)
         self.kernel = kernel
 
     def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> EarlyNetwork:

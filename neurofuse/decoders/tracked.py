@@ -9,6 +9,7 @@ without a chain it is softmax cross-attention. The three differ in nothing else.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -283,33 +284,9 @@ class TrackedDecoder(TorchDecoder):
         dilations: tuple[int, ...] = (1, 2, 4),
         track_every: int = 4,
         align_weight: float = 0.1,
-        width: int = 64,
-        dropout: float = 0.1,
-        n_steps: int = 600,
-        batch_size: int = 32,
-        learning_rate: float = 3e-3,
-        weight_decay: float = 1e-2,
-        patience: int = 12,
-        check_every: int = 25,
-        causal: bool = False,
-        seed: int = 0,
-        device: str = "auto",
-        progress: bool = False,
+        **training: Any,
     ) -> None:
-        super().__init__(
-            width=width,
-            dropout=dropout,
-            n_steps=n_steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            patience=patience,
-            check_every=check_every,
-            causal=causal,
-            seed=seed,
-            device=device,
-            progress=progress,
-        )
+        super().__init__(**training)
         self.n_heads = n_heads
         self.head_width = head_width
         self.kernel = kernel

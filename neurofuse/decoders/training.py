@@ -155,7 +155,7 @@ class TorchDecoder(Decoder):
                     order = np.concatenate([order, rng.permutation(len(X))])
                 rows, order = order[: self.batch_size], order[self.batch_size :]
                 net.train()
-                loss = self._loss(X.batch(rows, rng=rng), target[rows])
+                loss = self._loss(self._draw(X, rows, rng), target[rows])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -179,6 +179,10 @@ class TorchDecoder(Decoder):
                         break
         net.load_state_dict(best_state)
         net.eval()
+
+    def _draw(self, X: Windows, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        """A batch to learn from; injected lags are drawn anew."""
+        return X.batch(rows, rng=rng)
 
     def _loss(self, batch: Batch, target: np.ndarray) -> Tensor:
         """Mean squared error in standard units over the tokens where movement is known."""
