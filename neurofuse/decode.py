@@ -291,7 +291,6 @@ def prediction_table(
     }
     if ridge is not None:
         variables["ridge"] = (("time", "axis"), stitch(windows.first, ridge)[1].astype(np.float32))
-    own_lag = windows.jitter is not None and len(tokens.clocks) > 1
     return xr.Dataset(
         variables,
         coords={"time": tokens.time_s(token), "axis": list(axes)},
@@ -299,7 +298,7 @@ def prediction_table(
             "units": tokens.units,
             "reference": tokens.clocks[0].clock,
             "sample_s": tokens.token_s,
-            "scored": "per window" if own_lag else "stitched",
+            "scored": "per window" if windows.own_lag else "stitched",
             "decoder": decoder,
         },
     )
@@ -323,7 +322,7 @@ def alignment_table(
         step = token - windows.first[window]
         found["lag_path_s"] = said.lag_s[said.path[clock][window, step]]
         time_s = tokens.time_s(token)
-        injected_s = windows.shift[window, order.index(clock)] * tokens.fine_s
+        injected_s = windows.injected_s[window, step, order.index(clock)]
         if clock in truths:
             found["true_lag_s"] = truths[clock].at(time_s) + injected_s
         elif windows.jitter is not None:

@@ -5,7 +5,7 @@ of every LFP feature. Pooling spike events onto the grid loses nothing that an e
 unit embeddings over the events of a token equals a linear map of its counts.
 
 Each clock is kept as running sums on a grid `per_token` times finer than the tokens. A window whose second
-clock is shifted by any number of fine steps is then two look-ups and a difference, whatever the shift.
+clock is moved, by any number of fine steps a token, is then two look-ups and a difference.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ class ClockTokens:
         """Columns of a token."""
         return len(self.features)
 
-    def gather(self, first_fine: np.ndarray, n_tokens: int, per_token: int) -> tuple[np.ndarray, np.ndarray]:
+    def gather(self, begin: np.ndarray, per_token: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of many windows at once.
 
         Parameters
         ----------
-        first_fine : ndarray of int, shape (n_windows,)
-            Fine step at which each window begins; may lie outside the grid, where data is absent.
-        n_tokens, per_token : int
-            Tokens a window, and fine steps a token.
+        begin : ndarray of int, shape (n_windows, n_tokens)
+            Fine step at which each token begins; may lie outside the grid, where data is absent.
+        per_token : int
+            Fine steps a token.
 
         Returns
         -------
@@ -64,11 +64,16 @@ class ClockTokens:
             Zero where absent.
         present : bool ndarray, shape (n_windows, n_tokens)
         """
-        edges = first_fine[:, None] + per_token * np.arange(n_tokens + 1)
-        edges = np.clip(edges, 0, len(self.cover) - 1)
-        cover = np.diff(self.cover[edges], axis=1) / per_token
+        last = len(self.cover) - 1
+        if (np.diff(begin, axis=1) == per_token).all():
+            # Tokens side by side share their edges, which halves the work.
+            edges = np.clip(np.concatenate([begin, begin[:, -1:] + per_token], axis=1), 0, last)
+            cover, values = np.diff(self.cover[edges], axis=1), np.diff(self.total[edges], axis=1)
+        else:
+            low, high = np.clip(begin, 0, last), np.clip(begin + per_token, 0, last)
+            cover, values = self.cover[high] - self.cover[low], self.total[high] - self.total[low]
+        cover = cover / per_token
         present = cover >= MIN_COVER
-        values = np.diff(self.total[edges], axis=1)
         # A partly recorded token: the rate it showed, as a count or a mean over the whole token.
         share = np.where(present, 1.0 / np.maximum(cover, 1e-9), 0.0)
         values *= share[..., None]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from neurofuse.jitters.lag import LagTruth, WindowLag
+from neurofuse.jitters.lag import LagLaw, LagTruth, NoLag, WindowLag
 from neurofuse.recording import NeurofuseError
 from neurofuse.tokens import Tokens
 
@@ -57,10 +57,12 @@ class Windows:
         Tokens a window.
     max_lag : int
         Largest lag searched, in tokens; windows carry that much context on both sides.
-    shift : ndarray of int, shape (n_windows, n_clocks - 1)
-        Lag injected into each other clock, in fine steps.
-    jitter : WindowLag, optional
+    shift : ndarray of int, shape (n_windows, n_steps + 2 * reach, n_clocks - 1)
+        Lag injected into each token of each other clock, in fine steps, by its stamp.
+    jitter : LagLaw, optional
         The law that drew `shift`. Decoders in training draw from it again at every pass.
+    path : ndarray of int, shape (n_tokens, n_clocks - 1), optional
+        Where one lag runs through the whole recording: that lag by stamp, of which `shift` is a part.
     truths : tuple of LagTruth, optional
         What is known of the clocks beyond `shift`, one a other clock: given where the recording was moved by
         a known law. Decoders may learn from it.
@@ -71,7 +73,8 @@ class Windows:
     n_steps: int
     max_lag: int
     shift: np.ndarray
-    jitter: WindowLag | None = None
+    jitter: LagLaw | None = None
+    path: np.ndarray | None = None
     truths: tuple[LagTruth, ...] = ()
 
     def __len__(self) -> int:
@@ -95,6 +98,20 @@ class Windows:
         return self.max_lag + EDGE_TOKENS
 
     @property
+    def own_lag(self) -> bool:
+        """Each window has a lag of its own, so that neighbours say nothing about each other."""
+        return self.shift.shape[-1] > 0 and self.jitter is not None and self.path is None
+
+    def recut(self, first: np.ndarray, n_steps: int) -> Windows:
+        """Windows of another length or place under the same lag, which must run through the recording."""
+        if self.own_lag:
+            raise NeurofuseError(
+                "these windows have a lag each, so they cannot be cut anew; cut them with a path."
+            )
+        like = replace(self, first=first, n_steps=n_steps)
+        return replace(like, shift=_along(self.path, like))
+
+    @property
     def time_s(self) -> np.ndarray:
         """Middle of every token, shape (n_windows, n_steps), seconds on the anchor's clock."""
         return self.tokens.time_s(self.first[:, None] + np.arange(self.n_steps))
@@ -104,8 +121,16 @@ class Windows:
         """Known lag (s) of each other clock, shape (n_windows, n_steps, n_clocks - 1); NaN where unknown."""
         return self._known_lag(self.first, self.shift)
 
+    @property
+    def injected_s(self) -> np.ndarray:
+        """The part of the lag (s) that `shift` injects, shape (n_windows, n_steps, n_clocks - 1)."""
+        return self._injected_s(self.shift)
+
+    def _injected_s(self, shift: np.ndarray) -> np.ndarray:
+        return self.tokens.fine_s * _on_reference(shift, self.reach, self.n_steps, self.tokens.per_token)
+
     def _known_lag(self, first: np.ndarray, shift: np.ndarray) -> np.ndarray:
-        lag_s = np.repeat(shift[:, None] * self.tokens.fine_s, self.n_steps, axis=1)
+        lag_s = self._injected_s(shift)
         if self.truths:
             time_s = self.tokens.time_s(first[:, None] + np.arange(self.n_steps))
             return lag_s + np.stack([t.at(time_s) for t in self.truths], axis=-1)
@@ -131,14 +156,16 @@ class Windows:
         """Gather some windows; with `rng`, their injected lags are drawn anew."""
         first, shift = self.first[rows], self.shift[rows]
         if rng is not None and self.jitter is not None:
-            shift = draw_shifts(self.jitter, shift.shape, self, rng)
-        per, width = self.tokens.per_token, self.n_steps + 2 * self.reach
-        begin = (first - self.reach) * per
+            shift = draw_shifts(self.jitter, self[rows], rng=rng)
+        return self._gather(first, shift)
+
+    def _gather(self, first: np.ndarray, shift: np.ndarray) -> Batch:
+        per = self.tokens.per_token
+        begin = (first[:, None] - self.reach + np.arange(self.n_steps + 2 * self.reach)) * per
         values, present = [], []
         for k, clock in enumerate(self.tokens.clocks):
             # What carries stamp s on a clock that lags by `shift` happened at s - shift.
-            moved = begin if k == 0 else begin - shift[:, k - 1]
-            v, p = clock.gather(moved, width, per)
+            v, p = clock.gather(begin if k == 0 else begin - shift[..., k - 1], per)
             values.append(v)
             present.append(p)
         movement = self.tokens.movement[first[:, None] + np.arange(self.n_steps)]
@@ -155,18 +182,67 @@ class Split:
     test: Windows
 
 
-def draw_shifts(
-    law: WindowLag, shape: tuple[int, ...], windows: Windows, rng: np.random.Generator
-) -> np.ndarray:
-    """Injected lags in fine steps, from N(0, level) cut off at the search range."""
-    limit = windows.max_lag * windows.tokens.per_token
-    drawn = law.level / windows.tokens.fine_s * rng.standard_normal(shape)
-    for _ in range(100):
-        outside = np.abs(drawn) > limit
-        if not outside.any():
-            break
-        drawn[outside] = law.level / windows.tokens.fine_s * rng.standard_normal(int(outside.sum()))
+def draw_shifts(law: LagLaw, windows: Windows, *, rng: np.random.Generator) -> np.ndarray:
+    """A lag for every token of every window from `law`, within the search range, in fine steps.
+
+    Returns
+    -------
+    ndarray of int, shape (n_windows, n_steps + 2 * reach, n_clocks - 1)
+        One value a window under `WindowLag` (normal, cut off at the search range); a section of a path, clipped
+        to it, under any other law.
+    """
+    tokens = windows.tokens
+    n, others, width = len(windows), len(tokens.clocks) - 1, windows.n_steps + 2 * windows.reach
+    limit = windows.max_lag * tokens.per_token
+    if isinstance(law, NoLag) or not others:
+        return np.zeros((n, width, others), dtype=np.int64)
+    if isinstance(law, WindowLag):
+        drawn = law.level / tokens.fine_s * rng.standard_normal((n, others))
+        for _ in range(100):
+            outside = np.abs(drawn) > limit
+            if not outside.any():
+                break
+            drawn[outside] = law.level / tokens.fine_s * rng.standard_normal(int(outside.sum()))
+        drawn = np.repeat(drawn[:, None], width, axis=1)
+    else:
+        span_s = tokens.n_tokens * tokens.token_s
+        lag_s = law.sections(n * others, width, step_s=tokens.token_s, span_s=span_s, rng=rng)
+        drawn = lag_s.reshape(n, others, width).swapaxes(1, 2) / tokens.fine_s
     return np.rint(np.clip(drawn, -limit, limit)).astype(np.int64)
+
+
+def draw_path(law: LagLaw, tokens: Tokens, *, max_lag_s: float, rng: np.random.Generator) -> np.ndarray:
+    """One lag from `law` through a whole recording, by stamp, in fine steps, shape (n_tokens, n_clocks - 1)."""
+    time_s = tokens.time_s(np.arange(tokens.n_tokens))
+    lag_s = [law.draw(time_s, rng=rng) for _ in tokens.clocks[1:]]
+    clipped = np.clip(np.reshape(lag_s, (-1, tokens.n_tokens)).T, -max_lag_s, max_lag_s)
+    return np.rint(clipped / tokens.fine_s).astype(np.int64)
+
+
+def _along(path: np.ndarray | None, windows: Windows) -> np.ndarray:
+    """The part of a path that each window and its context sees."""
+    stamp = windows.first[:, None] - windows.reach + np.arange(windows.n_steps + 2 * windows.reach)
+    if path is None:
+        return np.zeros((*stamp.shape, len(windows.tokens.clocks) - 1), dtype=np.int64)
+    return path[np.clip(stamp, 0, len(path) - 1)]
+
+
+def _on_reference(shift: np.ndarray, reach: int, n_steps: int, per_token: int) -> np.ndarray:
+    """Lag by reference token, in fine steps, from the lag by stamp; NaN where a moment is never shown.
+
+    The lag of moment t is that of the stamp whose content is nearest to t; the first, if it is shown twice.
+    """
+    inner = shift[:, reach : reach + n_steps].astype(np.float64)
+    moving = (shift != shift[:, :1]).any(axis=1)  # (n_windows, n_clocks - 1)
+    stamp = per_token * np.arange(shift.shape[1])
+    wanted = per_token * (reach + np.arange(n_steps))
+    for row, clock in zip(*np.nonzero(moving), strict=True):
+        shown = stamp - shift[row, :, clock]
+        away = np.abs(shown[None, :] - wanted[:, None])
+        best = away.argmin(axis=1)
+        found = away[np.arange(n_steps), best] <= per_token
+        inner[row, :, clock] = np.where(found, shift[row, best, clock], np.nan)
+    return inner
 
 
 def cut(
@@ -178,7 +254,8 @@ def cut(
     start: int = 0,
     stop: int | None = None,
     whole: bool = True,
-    jitter: WindowLag | None = None,
+    jitter: LagLaw | None = None,
+    path: np.ndarray | None = None,
     truths: tuple[LagTruth, ...] = (),
     rng: np.random.Generator,
 ) -> Windows:
@@ -197,8 +274,10 @@ def cut(
         First and one-past-last token.
     whole : bool
         Lay a last window against the end of a stretch, so that all of it is covered.
-    jitter : WindowLag, optional
+    jitter : LagLaw, optional
         Draw a lag for each window and other clock.
+    path : ndarray of int, shape (n_tokens, n_clocks - 1), optional
+        One lag through the whole recording instead, drawn from `jitter`; see `draw_path`.
     truths : tuple of LagTruth
         What is known of the other clocks; see `Windows`.
     rng : numpy Generator
@@ -215,13 +294,10 @@ def cut(
             run.append(hi - n_steps)
         begins += run
     first = np.array(begins, dtype=np.int64)
-    others = len(tokens.clocks) - 1
-    windows = Windows(
-        tokens, first, n_steps, max_lag, np.zeros((len(first), others), dtype=np.int64), jitter, truths
-    )
-    if jitter is not None and others and len(first):
-        windows = replace(windows, shift=draw_shifts(jitter, (len(first), others), windows, rng))
-    return windows
+    windows = Windows(tokens, first, n_steps, max_lag, np.empty((len(first), 0, 0)), jitter, path, truths)
+    if jitter is None or path is not None:
+        return replace(windows, shift=_along(path, windows))
+    return replace(windows, shift=draw_shifts(jitter, windows, rng=rng))
 
 
 def split(
@@ -231,7 +307,7 @@ def split(
     max_lag_s: float = 0.5,
     train: float = 0.7,
     validation: float = 0.1,
-    jitter: WindowLag | None = None,
+    jitter: LagLaw | None = None,
     truths: tuple[LagTruth, ...] = (),
     rng: np.random.Generator,
 ) -> Split:
@@ -239,8 +315,9 @@ def split(
 
     The three are stretches in time order, `train` and `validation` being their shares of the movement. Between
     them lies a gap as long as the context a window reads and a lag of the other clock on top, so that no decoder
-    sees test samples in training. Test windows overlap by half, unless each carries its own injected lag: then
-    they lie side by side.
+    sees test samples in training. With a `jitter`, training and validation windows carry a lag each. Test windows
+    do so under `WindowLag` and then lie side by side; under any other law one lag runs through the recording, and
+    they overlap by half.
 
     Raises
     ------
@@ -257,7 +334,10 @@ def split(
         raise NeurofuseError(
             "no movement falls into the time of the recording; check that both are on the same clock."
         )
-    own_lag = jitter is not None and len(tokens.clocks) > 1
+    own_lag = isinstance(jitter, WindowLag) and len(tokens.clocks) > 1
+    path = None
+    if jitter is not None and not own_lag:
+        path = draw_path(jitter, tokens, max_lag_s=max_lag * tokens.token_s, rng=rng)
     # A clock that lags shows, at the edge of a window's context, content from up to `max_lag` beyond it.
     gap = 2 * max_lag + EDGE_TOKENS
     begin, end = int(there[0]), int(there[-1]) + 1
@@ -274,10 +354,11 @@ def split(
             stop=hi,
             whole=not own_lag,
             jitter=jitter,
+            path=through,
             truths=truths,
             rng=rng,
         )
-        for (lo, hi), stride in zip(stretches, strides, strict=True)
+        for (lo, hi), stride, through in zip(stretches, strides, (None, None, path), strict=True)
     ]
     for name, part in zip(("training", "validation", "test"), parts, strict=True):
         if len(part) == 0:

@@ -9,9 +9,16 @@ from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spi
 from neurofuse.tokens import ClockTokens, Tokens, anchor_clock, default_token_s, tokenize
 
 
+def side_by_side(first, n_tokens, per_token):
+    """Where the tokens of windows begin that start at `first`, in fine steps."""
+    return np.atleast_1d(first)[:, None] + per_token * np.arange(n_tokens)
+
+
 def everything(tokens: Tokens, clock: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """All tokens of a clock, (n_tokens, n_features), and where it was recorded."""
-    values, present = tokens.clocks[clock].gather(np.array([0]), tokens.n_tokens, tokens.per_token)
+    values, present = tokens.clocks[clock].gather(
+        side_by_side(0, tokens.n_tokens, tokens.per_token), tokens.per_token
+    )
     return values[0], present[0]
 
 
@@ -156,18 +163,18 @@ def test_gathering_at_a_shift_is_tokenizing_the_moved_recording(steps, first):
     still = tokenize(recording, token_s=0.02)
     moved = tokenize(recording.retimed("amp", lambda t: t + steps * still.fine_s, did="moved"), token_s=0.02)
     assert moved.origin_s == still.origin_s
-    a, a_there = still.clocks[1].gather(np.array([first * 4 - steps]), 50, 4)
-    b, b_there = moved.clocks[1].gather(np.array([first * 4]), 50, 4)
+    a, a_there = still.clocks[1].gather(side_by_side(first * 4 - steps, 50, 4), 4)
+    b, b_there = moved.clocks[1].gather(side_by_side(first * 4, 50, 4), 4)
     np.testing.assert_array_equal(a_there, b_there)
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_windows_outside_the_grid_are_absent():
     tokens = tokenize(Recording("r", "ref", (units(),), hand()), token_s=0.02)
-    values, present = tokens.clocks[0].gather(np.array([-4000, -8, 4000]), 10, 4)
+    values, present = tokens.clocks[0].gather(side_by_side([-4000, -8, 4000], 10, 4), 4)
     np.testing.assert_array_equal(present.sum(1), [0, 8, 0])
     assert (values[[0, 2]] == 0).all()
-    inside, _ = tokens.clocks[0].gather(np.array([0]), 8, 4)
+    inside, _ = tokens.clocks[0].gather(side_by_side(0, 8, 4), 4)
     np.testing.assert_array_equal(values[1, 2:], inside[0])
     assert values.dtype == np.float32
 
@@ -181,7 +188,7 @@ def test_gather_equals_a_loop_over_fine_steps(per_token):
     running = [np.concatenate([np.zeros((1, *x.shape[1:])), np.cumsum(x, axis=0)]) for x in (step, cover)]
     clock = ClockTokens("c", ("a", "b", "c"), *running, counted=np.array([True, True, False]))
     first = np.array([0, 37, 81])
-    values, present = clock.gather(first, 20, per_token)
+    values, present = clock.gather(side_by_side(first, 20, per_token), per_token)
     for w, begin in enumerate(first):
         for k in range(20):
             where = slice(begin + k * per_token, begin + (k + 1) * per_token)

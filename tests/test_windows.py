@@ -11,10 +11,19 @@ from sklearn.model_selection import GroupKFold, cross_val_score
 from sklearn.utils import _safe_indexing
 
 from neurofuse.decoders.family import make_decoder
-from neurofuse.jitters.lag import LagTruth, Offset, WindowLag, move_clock
+from neurofuse.jitters.lag import (
+    Jumps,
+    LagTruth,
+    NoLag,
+    Offset,
+    Skew,
+    Walk,
+    WindowLag,
+    move_clock,
+)
 from neurofuse.recording import Movement, NeurofuseError, Recording, Spikes
 from neurofuse.tokens import Tokens, tokenize
-from neurofuse.windows import EDGE_TOKENS, Windows, cut, draw_shifts, split
+from neurofuse.windows import EDGE_TOKENS, Windows, cut, draw_path, draw_shifts, split
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -127,6 +136,11 @@ def test_windows_stay_inside_their_stretch_at_the_stride_asked_for(tokens, windo
         assert windows.first.max() + windows.n_steps == stop
 
 
+def inner(windows):
+    """Injected lag of the tokens of each window, without the context."""
+    return windows.shift[:, windows.reach : -windows.reach]
+
+
 @pytest.mark.parametrize("steps", [-37, 0, 60])
 def test_an_injected_lag_shows_the_tokens_of_the_moved_recording(tiny, steps):
     recording = tiny.but(streams=(tiny["spikes"], tiny["lfp"].between(2, 20)))
@@ -159,22 +173,76 @@ def test_an_injected_lag_is_the_lag_that_the_moved_clock_has():
     np.testing.assert_allclose(known[inner].lag_s, 0.25)
 
 
+@pytest.mark.parametrize("law", [Skew(20_000.0), Walk(0.1, return_s=5.0), Jumps(0.15, every_s=2.0)])
+def test_a_lag_that_moves_shows_what_the_moved_clock_shows(law):
+    """Windows under a path against the recording moved by that very path."""
+    recording = plain(stop_s=20.0)
+    tokens = tokenize(recording)
+    path = draw_path(law, tokens, max_lag_s=0.4, rng=rng(3))
+    windows = cut(tokens, window_s=1.0, max_lag_s=0.4, jitter=law, path=path, rng=rng())
+    assert not windows.own_lag
+    got = windows.batch(slice(None))
+    assert np.ptp(windows.lag_s[np.isfinite(windows.lag_s)]) > 0.1
+    amp = tokens.clocks[1]
+    for row in (3, len(windows) // 2, len(windows) - 4):
+        stamps = windows.first[row] - windows.reach + np.arange(got.values[1].shape[1])
+        shown = stamps * tokens.per_token - path[np.clip(stamps, 0, len(path) - 1), 0]
+        whole = (shown >= 0) & (shown + tokens.per_token < len(amp.cover))
+        wanted = amp.total[(shown + tokens.per_token)[whole]] - amp.total[shown[whole]]
+        np.testing.assert_allclose(
+            got.values[1][row][whole], wanted / np.where(amp.counted, 1, tokens.per_token), atol=1e-4
+        )
+        # The event of moment t is found where the truth says: at t + lag.
+        for step in range(0, windows.n_steps, 7):
+            lag = got.lag[row, step, 0]
+            if np.isfinite(lag):
+                stamp = windows.first[row] + step + int(np.rint(lag))
+                moment = stamp - path[np.clip(stamp, 0, len(path) - 1), 0] / tokens.per_token
+                assert abs(moment - (windows.first[row] + step)) <= 1.0 + 1e-6
+
+
+def test_a_path_runs_through_windows_of_any_cut(tokens):
+    law = Walk(0.1, return_s=5.0)
+    path = draw_path(law, tokens, max_lag_s=0.3, rng=rng(1))
+    windows = cut(tokens, window_s=1.0, max_lag_s=0.3, jitter=law, path=path, rng=rng())
+    other = windows.recut(windows.first[:2] + 10, 30)
+    np.testing.assert_allclose(other.lag_s, windows.lag_s[:2, 10:40])
+    np.testing.assert_array_equal(
+        other.batch([0]).values[1][0, 40:60], windows.batch([0]).values[1][0, 50:70]
+    )
+    own = cut(tokens, window_s=1.0, max_lag_s=0.3, jitter=WindowLag(0.1), rng=rng())
+    with pytest.raises(NeurofuseError, match="have a lag each"):
+        own.recut(own.first, 30)
+
+
+def test_training_draws_sections_anew_and_the_test_follows_one_path(tokens):
+    parts = split(tokens, window_s=2.0, max_lag_s=0.3, jitter=Jumps(0.1), rng=rng())
+    assert [w.own_lag for w in (parts.train, parts.validation, parts.test)] == [True, True, False]
+    one, other = (parts.train.batch(slice(0, 8), rng=rng(k)).lag for k in (1, 2))
+    assert not np.array_equal(one, other)
+    still = parts.test.batch(slice(0, 8)).lag
+    np.testing.assert_array_equal(still, parts.test.batch(slice(0, 8)).lag)
+    agree = split(tokens, window_s=2.0, max_lag_s=0.3, jitter=NoLag(), rng=rng())
+    assert (agree.train.batch(slice(0, 8), rng=rng(1)).lag == 0).all()
+
+
 def test_a_lag_is_known_only_where_somebody_knows_it(tokens):
     assert np.isnan(cut(tokens, window_s=1.0, rng=rng()).lag_s).all()
     drawn = cut(tokens, window_s=1.0, jitter=WindowLag(0.2), rng=rng())
-    np.testing.assert_allclose(drawn.lag_s[:, 0], drawn.shift * tokens.fine_s)
+    np.testing.assert_allclose(drawn.lag_s, inner(drawn) * tokens.fine_s)
     time_s = np.arange(0, 60, 0.005)
     truth = LagTruth("amp", time_s, 0.01 * time_s, "skew:10000")
     both = replace(drawn, truths=(truth,))
     np.testing.assert_allclose(
-        both.lag_s[..., 0], 0.01 * both.time_s + drawn.shift * tokens.fine_s, atol=0.01 * 0.006
+        both.lag_s[..., 0], 0.01 * both.time_s + inner(drawn)[..., 0] * tokens.fine_s, atol=0.01 * 0.006
     )
 
 
 @pytest.mark.parametrize("level", [0.1, 0.4, 5.0])
 def test_injected_lags_are_a_normal_cut_off_at_the_search_range(tokens, level):
     windows = cut(tokens, window_s=1.0, max_lag_s=0.5, rng=rng())
-    lag_s = draw_shifts(WindowLag(level), (20000, 1), windows, rng(1)) * tokens.fine_s
+    many = windows[np.zeros(20000, dtype=int)]
+    lag_s = draw_shifts(WindowLag(level), many, rng=rng(1))[:, 0] * tokens.fine_s
     assert np.abs(lag_s).max() <= 0.5
     limit = 0.5 / level
     assert lag_s.std() == pytest.approx(truncnorm.std(-limit, limit, scale=level), rel=0.03)
@@ -188,7 +256,7 @@ def test_lags_are_drawn_anew_only_when_asked_and_alike_from_one_seed(tokens):
     np.testing.assert_array_equal(windows.shift, again.shift)
     rows = slice(0, 9)
     still, one, two, other = (windows.batch(rows, rng=r) for r in (None, rng(1), rng(1), rng(2)))
-    np.testing.assert_allclose(still.lag[:, 0], windows.shift[rows] / tokens.per_token)
+    np.testing.assert_allclose(still.lag, inner(windows[rows]) / tokens.per_token)
     np.testing.assert_array_equal(one.values[1], two.values[1])
     assert not np.array_equal(one.lag, other.lag)
     np.testing.assert_array_equal(one.values[0], still.values[0])

@@ -118,7 +118,7 @@ class Decoder(BaseEstimator):
         begin, stop = int(X.first.min()), int(X.first.max()) + X.n_steps
         self.input_scales_ = []
         for clock in X.tokens.clocks:
-            values, present = clock.gather(np.array([begin * per]), stop - begin, per)
+            values, present = clock.gather(per * np.arange(begin, stop)[None], per)
             if not present.any():
                 raise NeurofuseError(f"clock '{clock.clock}' holds no data in the training stretch.")
             self.input_scales_.append(Scale.of(values[0][present[0]].astype(np.float64)))

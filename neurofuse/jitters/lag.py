@@ -72,6 +72,19 @@ class LagLaw:
         """Lag in seconds at each of `time_s` (a regular grid on the moved clock)."""
         raise TypeError(f"{type(self).__name__} does not say how its lag is drawn.")
 
+    def sections(
+        self, n: int, n_steps: int, *, step_s: float, span_s: float, rng: np.random.Generator
+    ) -> FloatArray:
+        """What `n` short looks at a recording of `span_s` seconds see of the lag, at places drawn at random.
+
+        Returns
+        -------
+        ndarray, shape (n, n_steps)
+            Seconds, on a grid of `step_s`. Laws that are the same at all times are drawn on the short grid itself.
+        """
+        time_s = step_s * np.arange(n_steps, dtype=np.float64)
+        return np.stack([self.draw(time_s, rng=rng) for _ in range(n)]) if n else np.empty((0, n_steps))
+
     def __str__(self) -> str:
         return f"{self.kind}:{self.level:g}"
 
@@ -125,6 +138,14 @@ class Skew(LagLaw):
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
         """A straight line through zero at mid-recording."""
         return 1e-6 * self.level * (time_s - 0.5 * (time_s[0] + time_s[-1]))
+
+    def sections(
+        self, n: int, n_steps: int, *, step_s: float, span_s: float, rng: np.random.Generator
+    ) -> FloatArray:
+        """Pieces of the line, of either sign: which clock is the fast one is not for a decoder to learn."""
+        place_s = span_s * rng.uniform(-0.5, 0.5, (n, 1))
+        sign = rng.choice([-1.0, 1.0], (n, 1))
+        return sign * 1e-6 * self.level * (place_s + step_s * np.arange(n_steps))
 
 
 @dataclass(frozen=True)
