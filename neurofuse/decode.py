@@ -166,7 +166,7 @@ def decode_recording(
     with _timed(seconds, "train"):
         decoder.fit(parts.train, validation=parts.validation)
     with _timed(seconds, "decode"):
-        said = decoder.decode(parts.test)
+        said = decoder.decode_through(parts.test)
     ridge_said = None
     if config.baseline and config.decoder != "ridge":
         with _timed(seconds, "ridge"):
@@ -206,7 +206,7 @@ def predict_recording(
         raise NeurofuseError(
             f"recording '{recording.name}' has no stretch of {window_s:g} s, the window this decoder was fitted on."
         )
-    said = decoder.decode(windows)
+    said = decoder.decode_through(windows)
     shown = windows if not tokens.axes else replace(windows, tokens=tokens)
     axes = tokens.axes or tuple(f"axis{k}" for k in range(said.movement.shape[-1]))
     if tokens.axes and len(tokens.axes) != said.movement.shape[-1]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from neurofuse.jitters.lag import LagLaw, LagTruth, NoLag, WindowLag
+from neurofuse.jitters.lag import LagLaw, LagTruth, NoLag, Roam, WindowLag
 from neurofuse.recording import NeurofuseError
 from neurofuse.tokens import Tokens
 
@@ -119,22 +119,15 @@ class Windows:
     @property
     def lag_s(self) -> np.ndarray:
         """Known lag (s) of each other clock, shape (n_windows, n_steps, n_clocks - 1); NaN where unknown."""
-        return self._known_lag(self.first, self.shift)
+        lag_s = self.injected_s
+        if self.truths:
+            return lag_s + np.stack([t.at(self.time_s) for t in self.truths], axis=-1)
+        return lag_s if self.jitter is not None else np.full_like(lag_s, np.nan)
 
     @property
     def injected_s(self) -> np.ndarray:
         """The part of the lag (s) that `shift` injects, shape (n_windows, n_steps, n_clocks - 1)."""
-        return self._injected_s(self.shift)
-
-    def _injected_s(self, shift: np.ndarray) -> np.ndarray:
-        return self.tokens.fine_s * _on_reference(shift, self.reach, self.n_steps, self.tokens.per_token)
-
-    def _known_lag(self, first: np.ndarray, shift: np.ndarray) -> np.ndarray:
-        lag_s = self._injected_s(shift)
-        if self.truths:
-            time_s = self.tokens.time_s(first[:, None] + np.arange(self.n_steps))
-            return lag_s + np.stack([t.at(time_s) for t in self.truths], axis=-1)
-        return lag_s if self.jitter is not None else np.full_like(lag_s, np.nan)
+        return self.tokens.fine_s * _on_reference(self.shift, self.reach, self.n_steps, self.tokens.per_token)
 
     @property
     def movement(self) -> np.ndarray:
@@ -152,25 +145,53 @@ class Windows:
         label[order[1:]] = np.cumsum(np.diff(self.first[order]) >= self.n_steps)
         return label
 
-    def batch(self, rows: np.ndarray | slice, *, rng: np.random.Generator | None = None) -> Batch:
-        """Gather some windows; with `rng`, their injected lags are drawn anew."""
-        first, shift = self.first[rows], self.shift[rows]
-        if rng is not None and self.jitter is not None:
-            shift = draw_shifts(self.jitter, self[rows], rng=rng)
-        return self._gather(first, shift)
+    def batch(
+        self, rows: np.ndarray | slice, *, rng: np.random.Generator | None = None, roam: float = 0.0
+    ) -> Batch:
+        """Gather some windows.
 
-    def _gather(self, first: np.ndarray, shift: np.ndarray) -> Batch:
+        Parameters
+        ----------
+        rows : ndarray of int, or slice
+        rng : numpy Generator, optional
+            Draw the injected lags anew.
+        roam : float
+            Share of the windows whose lag is known that are then given any lag of the search range instead.
+        """
+        chosen = self[rows]
+        if rng is not None and self.jitter is not None:
+            chosen = replace(chosen, shift=draw_shifts(self.jitter, chosen, rng=rng))
+        if rng is not None and roam:
+            chosen = chosen._roaming(roam, rng)
+        return chosen._gather()
+
+    def _roaming(self, share: float, rng: np.random.Generator) -> Windows:
+        known_s = self.lag_s
+        rows = np.flatnonzero((rng.random(len(self)) < share) & np.isfinite(known_s).any(axis=(1, 2)))
+        if not rows.size:
+            return self
+        # What lag the recording has of itself is taken off, as far as it stays the same all window long.
+        own_s = known_s[rows] - self.injected_s[rows]
+        there = np.isfinite(own_s)
+        own_s = np.where(there, own_s, 0).sum(axis=1, keepdims=True) / np.maximum(
+            there.sum(axis=1, keepdims=True), 1
+        )
+        wanted = draw_shifts(Roam(self.max_lag * self.tokens.token_s), self[rows], rng=rng)
+        shift = self.shift.copy()
+        shift[rows] = wanted - np.rint(own_s / self.tokens.fine_s).astype(np.int64)
+        return replace(self, shift=shift)
+
+    def _gather(self) -> Batch:
         per = self.tokens.per_token
-        begin = (first[:, None] - self.reach + np.arange(self.n_steps + 2 * self.reach)) * per
+        begin = (self.first[:, None] - self.reach + np.arange(self.n_steps + 2 * self.reach)) * per
         values, present = [], []
         for k, clock in enumerate(self.tokens.clocks):
             # What carries stamp s on a clock that lags by `shift` happened at s - shift.
-            v, p = clock.gather(begin if k == 0 else begin - shift[..., k - 1], per)
+            v, p = clock.gather(begin if k == 0 else begin - self.shift[..., k - 1], per)
             values.append(v)
             present.append(p)
-        movement = self.tokens.movement[first[:, None] + np.arange(self.n_steps)]
-        lag = (self._known_lag(first, shift) / self.tokens.token_s).astype(np.float32)
-        return Batch(tuple(values), tuple(present), movement, lag, self.reach)
+        lag = (self.lag_s / self.tokens.token_s).astype(np.float32)
+        return Batch(tuple(values), tuple(present), self.movement, lag, self.reach)
 
 
 @dataclass(frozen=True, eq=False)

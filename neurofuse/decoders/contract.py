@@ -45,12 +45,15 @@ class Decoded:
         Most probable sequence of lags, as indices into `lag_s`.
     lag_s : ndarray, shape (n_lags,)
         The lags searched, seconds.
+    match : dict of clock -> float32 ndarray, shape (n_windows, n_steps)
+        Probability that the clock's streams match the anchor's at all; `posterior` is given that they do.
     """
 
     movement: np.ndarray
     posterior: dict[str, np.ndarray] = field(default_factory=dict)
     path: dict[str, np.ndarray] = field(default_factory=dict)
     lag_s: np.ndarray = field(default_factory=lambda: np.empty(0))
+    match: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,10 @@ class Decoder(BaseEstimator):
     def decode(self, X: Windows) -> Decoded:
         """Movement and lag posteriors of some windows."""
         raise TypeError(f"{type(self).__name__} does not say how it decodes.")
+
+    def decode_through(self, X: Windows) -> Decoded:
+        """The same for windows of one recording under one lag: what one says about it helps its neighbours."""
+        return self.decode(X)
 
     def predict(self, X: Windows) -> np.ndarray:
         """Movement, shape (n_windows, n_steps, n_axes)."""

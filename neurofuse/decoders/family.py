@@ -7,11 +7,12 @@ from typing import Any
 from neurofuse.decoders.contract import Decoder
 from neurofuse.decoders.early import EarlyDecoder
 from neurofuse.decoders.ridge import RidgeDecoder
-from neurofuse.decoders.tracked import ConstantDecoder, SoftmaxDecoder, TrackedDecoder
+from neurofuse.decoders.tracked import ConstantDecoder, OracleDecoder, SoftmaxDecoder, TrackedDecoder
 from neurofuse.recording import NeurofuseError
 
 DECODERS: dict[str, type[Decoder]] = {
-    d.name: d for d in (TrackedDecoder, ConstantDecoder, SoftmaxDecoder, EarlyDecoder, RidgeDecoder)
+    d.name: d
+    for d in (TrackedDecoder, ConstantDecoder, SoftmaxDecoder, OracleDecoder, EarlyDecoder, RidgeDecoder)
 }
 
 

@@ -3,42 +3,39 @@
 Queries come from the anchor's stream, keys and values from each other clock's. What attention weighs is not
 positions but lags, and the weights are a posterior: the scores of a band of lags are log-likelihoods of a
 hidden Markov chain that drifts and jumps. With a chain that never moves it is one constant lag a window;
-without a chain it is softmax cross-attention. The three differ in nothing else.
+without a chain it is softmax cross-attention; with the lag given it is the oracle. They differ in nothing else.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neurofuse.decoders.encoders import MovementHead, StreamEncoder
-from neurofuse.decoders.lag import (
-    Chain,
-    ChainRates,
-    band_read,
-    band_scores,
+from neurofuse.decoders.chain import (
+    LagChain,
+    Posterior,
     constant_posterior,
     lag_path,
     lag_posterior,
+    likelihoods,
 )
+from neurofuse.decoders.contract import Decoded
+from neurofuse.decoders.encoders import MovementHead, StreamEncoder
+from neurofuse.decoders.lag import band_answer, band_read, band_scores
+from neurofuse.decoders.through import track_through
 from neurofuse.decoders.training import TorchDecoder
-from neurofuse.windows import EDGE_TOKENS, Batch
+from neurofuse.windows import EDGE_TOKENS, Batch, Windows
 
-# Where learning starts: a lag holds for long, drifts rarely, and jumps once in some hundred blocks.
-START_STEP = 0.05
-START_LEAK = 0.01
+Chain = Literal["tracked", "constant", "softmax", "given"]
+
 START_TEMPERATURE = 4.0
-
-# Recognition: how many windows of a batch are asked, how many others each is told from, in how many stretches,
-# and how many independent looks a stretch is worth.
-N_ASKED = 16
-N_OTHERS = 3
-N_STRETCHES = 4
-TOKENS_APART = 8.0
+# A probability smaller than this teaches no more than this does.
+LEAST = 1e-8
 
 
 class LagAttention(nn.Module):
@@ -56,7 +53,9 @@ class LagAttention(nn.Module):
         head_width: int,
         max_lag: int,
         chain: Chain,
+        lag_steps: int,
         every: int,
+        bidirectional: bool,
         causal: bool,
     ) -> None:
         super().__init__()
@@ -65,15 +64,13 @@ class LagAttention(nn.Module):
         self.query = nn.Linear(width, n_heads * head_width)
         self.key = nn.Linear(width, n_heads * head_width)
         self.value = nn.Linear(width, width)
+        # What the other clock reads in the anchor's stream, before it is read itself.
+        self.answer = nn.Linear(width, width) if bidirectional else None
         self.log_temperature_H = nn.Parameter(torch.full((n_heads,), START_TEMPERATURE).log())
-        self.log_prior_L = nn.Parameter(torch.zeros(2 * max_lag + 1))
-        self.step_logit = nn.Parameter(torch.tensor(2 * START_STEP).logit())
-        self.leak_logit = nn.Parameter(torch.tensor(START_LEAK).logit())
-
-    @property
-    def rates(self) -> ChainRates:
-        """Drift, jump and prior as they stand."""
-        return ChainRates(0.5 * self.step_logit.sigmoid(), self.leak_logit.sigmoid(), self.log_prior_L)
+        # What a moment without a match looks like, and what is read there.
+        self.lost_key = nn.Linear(n_heads * head_width, 1)
+        self.nothing = nn.Parameter(torch.zeros(width))
+        self.track = LagChain(2 * max_lag + 1, lag_steps)
 
     def queries(self, asking_BTD: Tensor, present_BT: Tensor) -> Tensor:
         """Unit vectors times the inverse temperature, zero where absent; shape (B, H, T, D)."""
@@ -85,38 +82,58 @@ class LagAttention(nn.Module):
         key = F.normalize(self.key(asked_BWD).unflatten(-1, (self.n_heads, -1)).transpose(1, 2), dim=-1)
         return key * present_BW[:, None, :, None]
 
-    def posterior(self, score_BHTL: Tensor) -> Tensor:
-        """Weights over lags; shape (B, 1, T, L) with a chain, (B, H, T, L) without."""
-        if self.chain == "softmax":
-            return (score_BHTL + self.log_prior_L).softmax(-1)
-        score_BTL = score_BHTL.sum(1)
+    def evidence(self, query_BHTD: Tensor, key_BHWD: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-likelihood of every lag, shape (B, T, L), and of no match, shape (B, T): the heads' summed."""
+        query_BTD, key_BWD = (x.transpose(1, 2).flatten(-2) for x in (query_BHTD, key_BHWD))
+        return band_scores(query_BTD[:, None], key_BWD[:, None])[:, 0], self.lost_key(query_BTD)[..., 0]
+
+    def posterior(self, score_BTL: Tensor, lost_BT: Tensor) -> Posterior:
+        """What the chain makes of the evidence."""
+        rates, up_LG = self.track.rates, self.track.up_LG
         if self.chain == "constant":
-            return constant_posterior(score_BTL, self.log_prior_L, causal=self.causal)[:, None]
-        return lag_posterior(score_BTL, self.rates, every=self.every, causal=self.causal)[:, None]
+            return constant_posterior(score_BTL, lost_BT, rates, up_LG, causal=self.causal)
+        return lag_posterior(score_BTL, lost_BT, rates, up_LG, every=self.every, causal=self.causal)
 
-    def path(self, score_BHTL: Tensor, posterior_BTL: Tensor) -> Tensor:
-        """Most probable lags as indices, shape (B, T)."""
-        if self.chain == "tracked" and not self.causal:
-            return lag_path(score_BHTL.sum(1), self.rates, every=self.every)
-        return posterior_BTL.argmax(-1)
+    def path(self, score_BTL: Tensor, lost_BT: Tensor, posterior: Posterior) -> Tensor:
+        """Most probable lags as indices of fine lags, shape (B, T)."""
+        if self.chain != "tracked" or self.causal:
+            return posterior.lag_BTG.argmax(-1)
+        block = likelihoods(score_BTL, lost_BT, self.track.up_LG, self.every)
+        n_tokens = score_BTL.shape[1]
+        return lag_path(block, self.track.rates).repeat_interleave(self.every, 1)[:, :n_tokens]
 
-    def read(self, posterior_BHTL: Tensor, asked_BWD: Tensor) -> Tensor:
+    def read(self, posterior: Posterior, asking_BTD: Tensor, asked_BWD: Tensor) -> Tensor:
         """The other stream through the alignment, shape (B, T, D)."""
-        value = self.value(asked_BWD)
-        if posterior_BHTL.shape[1] == 1:
-            return band_read(posterior_BHTL[:, 0], value)
-        heads = value.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-        return band_read(posterior_BHTL, heads).transpose(1, 2).flatten(-2)
+        lag_BTL = (posterior.lag_BTG * posterior.match_BT[..., None]) @ self.track.down_GL
+        if self.answer is not None:
+            # The other way through the same posterior: each of its moments reads the moments that may belong to it.
+            asked_BWD = asked_BWD + self.answer(band_answer(lag_BTL, asking_BTD))
+        found = band_read(lag_BTL[:, None], self.value(asked_BWD)[:, None])[:, 0]
+        return found + (1 - posterior.match_BT[..., None]) * self.nothing
+
+    def softmax_read(self, query_BHTD: Tensor, key_BHWD: Tensor, asked_BWD: Tensor) -> tuple[Tensor, Tensor]:
+        """Every head attends for itself; what was read, (B, T, D), and the weights, (B, H, T, L)."""
+        weight_BHTL = (band_scores(query_BHTD, key_BHWD) + self.track.log_prior_L).softmax(-1)
+        value_BHWD = self.value(asked_BWD).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        return band_read(weight_BHTL, value_BHWD).transpose(1, 2).flatten(-2), weight_BHTL
 
 
 @dataclass
 class Reading:
     """What one pass of the network leaves behind for losses and figures: one entry a clock but the anchor."""
 
-    posteriors: list[Tensor]  # (B, T, L), the mean over heads where heads differ
-    scores: list[Tensor]  # (B, H, T + context, L)
-    queries: list[Tensor]  # (B, H, T + context, D)
-    keys: list[Tensor]  # (B, H, W, D)
+    beliefs: list[Posterior]  # of the window's tokens; the mean over heads where heads differ
+    evidence: list[tuple[Tensor, Tensor]]  # of the window's tokens: every lag (B, T, L), and no match (B, T)
+
+    @property
+    def posteriors(self) -> list[Tensor]:
+        """Probability of each lag, shape (B, T, G)."""
+        return [b.lag_BTG for b in self.beliefs]
+
+    @property
+    def matches(self) -> list[Tensor]:
+        """Probability of a match, shape (B, T)."""
+        return [b.match_BT for b in self.beliefs]
 
 
 class LagNetwork(nn.Module):
@@ -135,11 +152,13 @@ class LagNetwork(nn.Module):
         dilations: tuple[int, ...],
         dropout: float,
         chain: Chain,
+        lag_steps: int,
         every: int,
+        bidirectional: bool,
         causal: bool,
     ) -> None:
         super().__init__()
-        self.max_lag = max_lag
+        self.max_lag, self.chain = max_lag, chain
         self.encoders = nn.ModuleList(
             StreamEncoder(n, width, kernel=kernel, dilations=dilations, dropout=dropout, causal=causal)
             for n in n_inputs
@@ -151,7 +170,9 @@ class LagNetwork(nn.Module):
                 head_width=head_width,
                 max_lag=max_lag,
                 chain=chain,
+                lag_steps=lag_steps,
                 every=every,
+                bidirectional=bidirectional,
                 causal=causal,
             )
             for _ in n_inputs[1:]
@@ -165,87 +186,85 @@ class LagNetwork(nn.Module):
         """The attentions, one a clock but the anchor."""
         return [a for a in self.attentions if isinstance(a, LagAttention)]
 
-    def forward(self, values: list[Tensor], present: list[Tensor], reach: int) -> tuple[Tensor, Reading]:
+    def forward(
+        self,
+        values: list[Tensor],
+        present: list[Tensor],
+        reach: int,
+        beliefs: list[Posterior] | None = None,
+    ) -> tuple[Tensor, Reading]:
+        """Decode windows; with `beliefs`, one a clock over T and the edges, the lag is not looked for.
+
+        Returns
+        -------
+        movement, shape (B, T, A), in standard units, and what was found on the way
+        """
         # The anchor's own context is EDGE_TOKENS; that of the others reaches the largest lag further.
         edge, spare = EDGE_TOKENS, reach - EDGE_TOKENS
         there = _trim(present[0], spare)
         asking = self.encoders[0](_trim(values[0], spare), there)
-        features, reading = [asking], Reading([], [], [], [])
-        for encoder, attention, x, on in zip(
-            self.encoders[1:], self.attending, values[1:], present[1:], strict=True
-        ):
-            asked = encoder(x, on)
-            query, key = attention.queries(asking, there), attention.keys(asked, on)
-            score = band_scores(query, key)
-            weights = attention.posterior(score)
-            features.append(attention.read(weights, asked))
-            reading.posteriors.append(weights.mean(1)[:, edge:-edge])
-            reading.scores.append(score)
-            reading.queries.append(query)
-            reading.keys.append(key)
+        features, reading = [asking], Reading([], [])
+        for c, (encoder, attention) in enumerate(zip(self.encoders[1:], self.attending, strict=True)):
+            asked = encoder(values[c + 1], present[c + 1])
+            query, key = attention.queries(asking, there), attention.keys(asked, present[c + 1])
+            score, lost = attention.evidence(query, key)
+            if self.chain == "softmax":
+                found, weight_BHTL = attention.softmax_read(query, key, asked)
+                belief = Posterior(weight_BHTL.mean(1), torch.ones_like(lost))
+            else:
+                belief = attention.posterior(score, lost) if beliefs is None else beliefs[c]
+                found = attention.read(belief, asking, asked)
+            features.append(found)
+            reading.beliefs.append(Posterior(_trim(belief.lag_BTG, edge), _trim(belief.match_BT, edge)))
+            reading.evidence.append((_trim(score, edge), _trim(lost, edge)))
         return self.head(torch.cat(features, -1))[:, edge:-edge], reading
 
     def paths(self, reading: Reading) -> list[Tensor]:
-        """Most probable sequence of lags of each clock, shape (B, T), as indices."""
+        """Most probable sequence of lags of each clock, shape (B, T), as indices of fine lags."""
         return [
-            attention.path(score, posterior)
-            for attention, score, posterior in zip(
-                self.attending,
-                (s[:, :, EDGE_TOKENS:-EDGE_TOKENS] for s in reading.scores),
-                reading.posteriors,
-                strict=True,
+            attention.path(*evidence, belief)
+            for attention, evidence, belief in zip(
+                self.attending, reading.evidence, reading.beliefs, strict=True
             )
         ]
 
     def alignment_loss(self, reading: Reading, lag_BTC: Tensor) -> Tensor:
-        """How badly the streams are matched: by the known lag where there is one, else by recognition."""
-        losses = []
-        for c, attention in enumerate(self.attending):
-            known = torch.isfinite(lag_BTC[..., c]) & (lag_BTC[..., c].abs() <= self.max_lag)
-            if bool(known.any()):
-                losses.append(lag_loss(reading.posteriors[c], lag_BTC[..., c], known, self.max_lag))
-            else:
-                losses.append(
-                    recognition_loss(
-                        reading.queries[c], reading.keys[c], reading.scores[c], attention.log_prior_L
-                    )
-                )
+        """How badly the streams are matched; see `alignment_loss`."""
+        losses = [
+            alignment_loss(belief, lag_BTC[..., c], self.max_lag) for c, belief in enumerate(reading.beliefs)
+        ]
         return torch.stack(losses).sum() if losses else lag_BTC.new_zeros(())
 
 
-def lag_loss(posterior_BTL: Tensor, lag_BT: Tensor, known_BT: Tensor, max_lag: int) -> Tensor:
-    """Minus the log probability of the known lag, interpolated between the lags on its two sides."""
-    place = torch.where(known_BT, lag_BT, 0.0) + max_lag
-    below = place.floor().clamp(0, posterior_BTL.shape[-1] - 2).long()
-    share = (place - below)[..., None]
-    pair = torch.cat(
-        [posterior_BTL.gather(-1, below[..., None]), posterior_BTL.gather(-1, below[..., None] + 1)], -1
-    )
-    likely = (pair * torch.cat([1 - share, share], -1)).sum(-1).clamp_min(1e-8)
-    return -(likely.log() * known_BT).sum() / known_BT.sum()
+def on_lag(lag_BT: Tensor, max_lag: int, n_fine: int) -> Posterior:
+    """All belief on one lag for each token, in tokens; split between the two fine lags around it."""
+    place = ((lag_BT / max_lag + 1) * (n_fine - 1) / 2).clamp(0, n_fine - 1)
+    below = place.floor().clamp(0, n_fine - 2).long()[..., None]
+    share = place[..., None] - below
+    lag_BTG = lag_BT.new_zeros(*lag_BT.shape, n_fine)
+    lag_BTG.scatter_(-1, below, 1 - share).scatter_add_(-1, below + 1, share)
+    return Posterior(lag_BTG, torch.ones_like(lag_BT))
 
 
-def recognition_loss(query_BHTD: Tensor, key_BHWD: Tensor, score_BHTL: Tensor, log_prior_L: Tensor) -> Tensor:
-    """How badly a window tells its own other stream from those of other windows, whatever the lag.
+def alignment_loss(belief: Posterior, lag_BT: Tensor, max_lag: int) -> Tensor:
+    """Minus the log probability of what is known about lag and match, the mean over tokens.
 
-    Needs no lag to be known: the evidence of a stretch, summed over lags, must be larger for the stream that
-    was recorded with it than for streams recorded at other times (InfoNCE over a batch). It keeps queries and
-    keys from settling on a lag that merely suits the movement.
+    Where the lag is known (finite) that is a match at this lag, interpolated between the fine lags on its two sides;
+    where it is infinite (the stream of another window was put in place of the window's own) it is no match; where it
+    is NaN it is a match at whatever lag. The last two together teach recognition: a window must be told from others,
+    so that queries and keys do not settle on a lag that merely suits the movement.
     """
-    n_asked = min(len(score_BHTL), N_ASKED)
-    query, score = query_BHTD[:n_asked], score_BHTL[:n_asked]
-    evidence = [_stretch_evidence(score, log_prior_L)]
-    for k in range(1, min(N_OTHERS, len(score_BHTL) - 1) + 1):
-        other = band_scores(query, key_BHWD.roll(-k, 0)[:n_asked])
-        evidence.append(_stretch_evidence(other, log_prior_L))
-    return -torch.stack(evidence).log_softmax(0)[0].mean()
-
-
-def _stretch_evidence(score_BHTL: Tensor, log_prior_L: Tensor) -> Tensor:
-    """Log evidence of stretches of a window under one lag each; neighbouring tokens count as one in part."""
-    n_block = max(1, score_BHTL.shape[2] // N_STRETCHES)
-    whole = score_BHTL.sum(1)[:, : n_block * N_STRETCHES].unflatten(1, (-1, n_block))
-    return (TOKENS_APART * whole.mean(2) + log_prior_L.log_softmax(-1)).logsumexp(-1)
+    n_fine = belief.lag_BTG.shape[-1]
+    known, foreign = torch.isfinite(lag_BT) & (lag_BT.abs() <= max_lag), torch.isinf(lag_BT)
+    place = torch.where(known, lag_BT, 0.0) * ((n_fine - 1) / (2 * max_lag)) + (n_fine - 1) / 2
+    below = place.floor().clamp(0, n_fine - 2).long()
+    share = place - below
+    pair_BT2 = belief.lag_BTG.gather(-1, torch.stack([below, below + 1], -1))
+    at_lag = pair_BT2[..., 0] * (1 - share) + pair_BT2[..., 1] * share
+    match = belief.match_BT
+    likely = torch.where(foreign, 1 - match, match * torch.where(known, at_lag, 1.0))
+    outside = torch.isfinite(lag_BT) & ~known
+    return -(likely.clamp_min(LEAST).log() * ~outside).sum() / (~outside).sum().clamp_min(1)
 
 
 def _trim(x: Tensor, n: int) -> Tensor:
@@ -263,11 +282,20 @@ class TrackedDecoder(TorchDecoder):
         Tokens seen by a convolution.
     dilations : sequence of int
         One temporal block each, in every stream's encoder.
+    lag_steps : int
+        Fine lags a token: the resolution at which the chain runs.
     track_every : int
         Tokens that share one lag; the chain runs on this coarser clock.
+    bidirectional : bool
+        Let the other clock's stream read the anchor's through the same posterior before it is read.
     align_weight : float
-        Weight of the alignment loss beside the movement loss; see `LagNetwork.alignment_loss`. With 0 the
-        movement loss alone has to find the lag.
+        Weight of the alignment loss beside the movement loss; see `alignment_loss`. With 0 the movement loss
+        alone has to find the lag.
+    foreign : float
+        Share of training windows whose other clocks are taken from other windows, to learn what no match is.
+    roam : float
+        Share of training windows with a known lag that are given any lag of the search range instead, constant,
+        drifting or jumping, so that a lag not met in the recording can be found.
     **training
         See `TorchDecoder`.
     """
@@ -282,8 +310,12 @@ class TrackedDecoder(TorchDecoder):
         head_width: int = 16,
         kernel: int = 5,
         dilations: tuple[int, ...] = (1, 2, 4),
+        lag_steps: int = 4,
         track_every: int = 4,
+        bidirectional: bool = False,
         align_weight: float = 0.1,
+        foreign: float = 0.1,
+        roam: float = 0.25,
         **training: Any,
     ) -> None:
         super().__init__(**training)
@@ -291,8 +323,32 @@ class TrackedDecoder(TorchDecoder):
         self.head_width = head_width
         self.kernel = kernel
         self.dilations = dilations
+        self.lag_steps = lag_steps
         self.track_every = track_every
+        self.bidirectional = bidirectional
         self.align_weight = align_weight
+        self.foreign = foreign
+        self.roam = roam
+
+    def _draw(self, X: Windows, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        return swap_some(X.batch(rows, rng=rng, roam=self.roam), self.foreign, rng)
+
+    @torch.no_grad()
+    def decode_through(self, X: Windows) -> Decoded:
+        """Movement of some windows of one recording, the lag tracked through all of it.
+
+        The chain is not restarted at the edge of a window: every window is decoded with what all of them say about
+        the lag, and across a gap between them it goes on without evidence. Windows with a lag each are decoded
+        one by one.
+        """
+        if self.chain != "tracked" or X.own_lag or len(self.clocks_) < 2 or not len(X):
+            return self.decode(X)
+        self._check_like_training(X)
+        self.network_.eval()
+        tracks = track_through(self.network_, X, self._inputs, every=self.track_every)
+        said = self._decode(X, lambda part: ([t.belief(part) for t in tracks],))
+        clocks = self.clocks_[1:]
+        return replace(said, path={c: t.path_of(X) for c, t in zip(clocks, tracks, strict=True)})
 
     def _alignment_loss(self, reading: Reading, batch: Batch) -> Tensor | float:
         if not self.align_weight:
@@ -312,9 +368,30 @@ class TrackedDecoder(TorchDecoder):
             dilations=tuple(self.dilations),
             dropout=self.dropout,
             chain=self.chain,
+            lag_steps=1 if self.chain == "softmax" else self.lag_steps,
             every=self.track_every,
+            bidirectional=self.bidirectional,
             causal=self.causal,
         )
+
+
+def swap_some(batch: Batch, share: float, rng: np.random.Generator) -> Batch:
+    """Put other clocks of the next window of the batch in the place of a window's own, for a share of windows.
+
+    Their lag becomes infinite: there is none at which they match.
+    """
+    n = len(batch.movement)
+    values, present, lag = list(batch.values), list(batch.present), batch.lag.copy()
+    for k in range(1, len(values)):
+        swapped = np.flatnonzero(rng.random(n) < share)
+        if n < 2 or not swapped.size:
+            continue
+        for arrays in (values, present):
+            whole = arrays[k].copy()
+            whole[swapped] = arrays[k][(swapped + 1) % n]
+            arrays[k] = whole
+        lag[swapped, :, k - 1] = np.inf
+    return replace(batch, values=tuple(values), present=tuple(present), lag=lag)
 
 
 class ConstantDecoder(TrackedDecoder):
@@ -329,3 +406,35 @@ class SoftmaxDecoder(TrackedDecoder):
 
     name = "softmax"
     chain: Chain = "softmax"
+
+
+class OracleDecoder(TrackedDecoder):
+    """The same with the true lag given, in training and test: what tracking could reach at best.
+
+    Moments whose lag is not known take that of the nearest moment where it is, or none.
+    """
+
+    name = "oracle"
+    chain: Chain = "given"
+
+    def _inputs(self, batch: Batch) -> tuple[Any, ...]:
+        lag_BTC = torch.as_tensor(_fill(batch.lag), device=next(self.network_.parameters()).device)
+        wider = (
+            F.pad(lag_BTC, (0, 0, EDGE_TOKENS, EDGE_TOKENS), mode="replicate")
+            if lag_BTC.shape[-1]
+            else lag_BTC
+        )
+        n_fine = 2 * self.max_lag_ * self.lag_steps + 1
+        return (*super()._inputs(batch), [on_lag(x, self.max_lag_, n_fine) for x in wider.unbind(-1)])
+
+
+def _fill(lag_BTC: np.ndarray) -> np.ndarray:
+    known = np.isfinite(lag_BTC)
+    step = np.arange(lag_BTC.shape[1])[None, :, None]
+    before = np.maximum.accumulate(np.where(known, step, -1), axis=1)
+    after = np.minimum.accumulate(np.where(known, step, len(lag_BTC[0]))[:, ::-1], axis=1)[:, ::-1]
+    nearer = np.where(
+        (before < 0) | ((after < lag_BTC.shape[1]) & (after - step < step - before)), after, before
+    )
+    filled = np.take_along_axis(lag_BTC, np.clip(nearer, 0, lag_BTC.shape[1] - 1), axis=1)
+    return np.where(np.isfinite(filled), filled, 0.0)

@@ -209,7 +209,7 @@ class TorchDecoder(Decoder):
         sizes = [min(DECODE_BATCH, len(X) - k) for k in starts]
         return float(np.average([float(x) for x in losses], weights=sizes))
 
-    def _inputs(self, batch: Batch) -> tuple[list[Tensor], list[Tensor], int]:
+    def _inputs(self, batch: Batch) -> tuple[Any, ...]:
         device = next(self.network_.parameters()).device
         values = []
         for x, present, scale in zip(batch.values, batch.present, self.input_scales_, strict=True):
@@ -217,31 +217,46 @@ class TorchDecoder(Decoder):
             values.append(torch.as_tensor(scaled, dtype=torch.float32, device=device))
         return values, [torch.as_tensor(p, device=device) for p in batch.present], batch.reach
 
-    @torch.no_grad()
     def decode(self, X: Windows) -> Decoded:
         """Movement and lag posteriors of some windows."""
         self._check_like_training(X)
+        return self._decode(X)
+
+    @torch.no_grad()
+    def _decode(self, X: Windows, more: Callable[[Windows], tuple[Any, ...]] | None = None) -> Decoded:
+        """Decode in batches, with more inputs than a batch gives."""
         self.network_.eval()
         said: list[np.ndarray] = []
         posterior: dict[str, list[np.ndarray]] = {c: [] for c in self.clocks_[1:]}
         path: dict[str, list[np.ndarray]] = {c: [] for c in self.clocks_[1:]}
+        match: dict[str, list[np.ndarray]] = {c: [] for c in self.clocks_[1:]}
         for k in range(0, len(X), DECODE_BATCH):
-            movement, reading = self.network_(*self._inputs(X.batch(slice(k, k + DECODE_BATCH))))
+            part = X[k : k + DECODE_BATCH]
+            movement, reading = self.network_(
+                *self._inputs(part.batch(slice(None))), *(more(part) if more else ())
+            )
             said.append(movement.cpu().numpy() * self.movement_scale_.std + self.movement_scale_.mean)
             if reading is None:
                 continue
-            for clock, p, b in zip(
-                self.clocks_[1:], reading.posteriors, self.network_.paths(reading), strict=True
+            for clock, p, b, m in zip(
+                self.clocks_[1:],
+                reading.posteriors,
+                self.network_.paths(reading),
+                reading.matches,
+                strict=True,
             ):
                 posterior[clock].append(p.cpu().numpy())
                 path[clock].append(b.cpu().numpy())
+                match[clock].append(m.cpu().numpy())
         found = [c for c in posterior if posterior[c]]
-        lag_s = np.arange(-self.max_lag_, self.max_lag_ + 1) * self.token_s_
+        n_lags = posterior[found[0]][0].shape[-1] if found else 0
+        reach_s = self.max_lag_ * self.token_s_
         return Decoded(
             np.concatenate(said) if said else np.empty((0, X.n_steps, self.n_axes_), np.float32),
             {c: np.concatenate(posterior[c]) for c in found},
             {c: np.concatenate(path[c]) for c in found},
-            lag_s if found else np.empty(0),
+            np.linspace(-reach_s, reach_s, n_lags),
+            {c: np.concatenate(match[c]) for c in found},
         )
 
     def _state(self) -> dict[str, np.ndarray]:

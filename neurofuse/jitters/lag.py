@@ -194,8 +194,34 @@ class Wander(LagLaw):
         return self.level + walk + Jumps(self.level, every_s=20.0).draw(time_s, rng=rng)
 
 
+@dataclass(frozen=True)
+class Roam(LagLaw):
+    """Any lag up to `level`: a third of all looks see it stand still, a third drift, a third jump.
+
+    Not how clocks err but what a decoder should be ready for; the speed of a drift is log-uniform.
+    """
+
+    slow: float = 0.005  # s per square root of a second
+    fast: float = 0.1
+
+    kind = "roam"
+
+    def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
+        """Uniform in [-level, level] at the start, reflected at the ends."""
+        lag_s = np.full(time_s.size, rng.uniform(-self.level, self.level))
+        way = rng.integers(3)
+        if way == 1 and time_s.size > 1:
+            speed = self.slow * (self.fast / self.slow) ** rng.uniform()
+            step_s = float(time_s[1] - time_s[0])
+            lag_s += speed * np.sqrt(step_s) * np.cumsum(rng.standard_normal(time_s.size))
+        elif way == 2:
+            lag_s[rng.integers(time_s.size) :] = rng.uniform(-self.level, self.level)
+        # A triangle wave folds any value into the range.
+        return np.abs((lag_s + self.level) % (4 * self.level) - 2 * self.level) * -1 + self.level
+
+
 LAWS: dict[str, type[LagLaw]] = {
-    law.kind: law for law in (NoLag, WindowLag, Offset, Skew, Walk, Jumps, Wander)
+    law.kind: law for law in (NoLag, WindowLag, Offset, Skew, Walk, Jumps, Wander, Roam)
 }
 
 

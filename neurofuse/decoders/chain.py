@@ -1,0 +1,395 @@
+"""In: how well each lag explains each moment. Out: a posterior over a hidden lag that drifts, jumps, and may be lost.
+
+The hidden state is a lag and whether the two streams match at all; a stretch without a match keeps the lag in mind.
+Evidence is summed over blocks of tokens and interpolated to a finer grid of lags, so the chain runs on a coarser clock
+than the tokens and finds lags between them. Its cost is (blocks) * (lags), in a few vector operations a block:
+the recursion is one autograd function whose backward pass is written out, not recorded.
+
+Dimensions beside those of `lag.py`: R direction in time, M match (0) or no match (1), G fine lag, K tap of the drift.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Drift is a Gaussian step of at most so many fine lags a block.
+REACH = 6
+# Lags that one small matrix moves at a time.
+SLAB = 32
+# Where learning starts: a lag drifts by so many fine lags a block, jumps once in a hundred blocks, and a match is lost
+# or found again as rarely.
+START_DRIFT = 1.0
+START_JUMP = 0.01
+START_LOSE = 0.005
+START_FIND = 0.02
+# Probabilities below this are taken for it before a logarithm.
+TINY = 1e-30
+
+
+@dataclass
+class ChainRates:
+    """How the hidden lag moves from one block of tokens to the next.
+
+    Parameters
+    ----------
+    drift : Tensor, scalar
+        Standard deviation of a block's step, in fine lags.
+    jump : Tensor, scalar in (0, 1)
+        Probability of a fresh draw from the prior.
+    lose, find : Tensor, scalar in (0, 1)
+        Probability that a match is lost, and that it is found again.
+    log_prior_G : Tensor, shape (G,)
+        Log probability of each lag before anything was seen, up to a constant.
+    """
+
+    drift: Tensor
+    jump: Tensor
+    lose: Tensor
+    find: Tensor
+    log_prior_G: Tensor
+
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Prior (G,), and transitions (2, 2) and first state (2,) of the match."""
+        mix_MM = torch.stack([1 - self.lose, self.lose, self.find, 1 - self.find]).unflatten(0, (2, 2))
+        first_M = torch.stack([self.find, self.lose]) / (self.find + self.lose).clamp_min(TINY)
+        return self.log_prior_G.softmax(0), mix_MM, first_M
+
+
+def drift_taps(drift: Tensor) -> Tensor:
+    """Probability of each step of a block, shape (K,): a Gaussian cut off at `REACH` fine lags."""
+    step_K = torch.arange(-REACH, REACH + 1, device=drift.device, dtype=drift.dtype)
+    return (-0.5 * (step_K / drift.clamp_min(1e-3)).square()).softmax(0)
+
+
+def _slab(drift: Tensor) -> Tensor:
+    """The drift as a matrix from `SLAB` lags and their surroundings to those lags: far faster than a convolution."""
+    taps_K = drift_taps(drift)
+    place = torch.arange(SLAB + 2 * REACH, device=drift.device)[:, None] - torch.arange(
+        SLAB, device=drift.device
+    )
+    inside = (place >= 0) & (place <= 2 * REACH)
+    return torch.where(inside, taps_K[place.clamp(0, 2 * REACH)], 0.0)
+
+
+def _drifted(x_XG: Tensor, slab: Tensor) -> Tensor:
+    """Every lag's probability moved by one step; what would leave the range is lost."""
+    n_lags = x_XG.shape[-1]
+    padded = F.pad(x_XG, (REACH, REACH + (-n_lags) % SLAB)).unfold(-1, SLAB + 2 * REACH, SLAB)
+    moved = padded.reshape(-1, SLAB + 2 * REACH) @ slab
+    return moved.view(*padded.shape[:-1], SLAB).flatten(-2)[..., :n_lags]
+
+
+def _move(
+    seen_XMG: Tensor, slab: Tensor, land_G: Tensor, weigh_G: Tensor, jump: Tensor, mix_MM: Tensor
+) -> Tensor:
+    """One step of the chain: the match changes, the lag drifts or lands on the prior.
+
+    Called with arguments that broadcast against (..., 2, G), so that one call moves both directions in time.
+    """
+    stay_M1, other_M1 = (
+        mix_MM.diagonal(dim1=-2, dim2=-1)[..., None],
+        mix_MM.flip(-2).diagonal(dim1=-2, dim2=-1)[..., None],
+    )
+    mixed = torch.addcmul(seen_XMG * stay_M1, seen_XMG.flip(-2), other_M1)
+    fresh = (mixed * weigh_G).sum(-1, keepdim=True)
+    return torch.lerp(_drifted(mixed, slab), fresh * land_G, jump)
+
+
+class _Messages(torch.autograd.Function):
+    """m_(j+1) = move(m_j * likely_j / sum), for all directions in one loop; the adjoint runs the same loop back.
+
+    Backwards in time the chain moves by its transpose, and so does the adjoint: landing and weighing change places.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        likely_JRBMG: Tensor,
+        first_RMG: Tensor,
+        drift: Tensor,
+        land_RG: Tensor,
+        weigh_RG: Tensor,
+        jump: Tensor,
+        mix_RMM: Tensor,
+    ) -> Tensor:
+        slab, land, weigh, mix = (
+            _slab(drift),
+            land_RG[:, None, None],
+            weigh_RG[:, None, None],
+            mix_RMM[:, None],
+        )
+        message_JRBMG = torch.empty_like(likely_JRBMG)
+        total_JRB = likely_JRBMG.new_empty(likely_JRBMG.shape[:3])
+        message_JRBMG[0] = first_RMG[:, None]
+        last = len(likely_JRBMG) - 1
+        for j in range(last + 1):
+            seen = message_JRBMG[j] * likely_JRBMG[j]
+            total = seen.sum((-2, -1), keepdim=True).clamp_min_(TINY)
+            total_JRB[j] = total[..., 0, 0]
+            if j < last:
+                message_JRBMG[j + 1] = _move(seen.div_(total), slab, land, weigh, jump, mix)
+        ctx.save_for_backward(likely_JRBMG, message_JRBMG, total_JRB, drift, land, weigh, jump, mix)
+        return message_JRBMG
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        likely_JRBMG, message_JRBMG, total_JRB, drift, land, weigh, jump, mix = ctx.saved_tensors
+        slab, unmix = _slab(drift), mix.transpose(-1, -2)
+        grad_JRBMG = grads[0].clone()
+        grad_likely = torch.zeros_like(likely_JRBMG)
+        total_JRBMG = total_JRB[..., None, None]
+        seen_JRBMG = message_JRBMG * likely_JRBMG / total_JRBMG
+        for j in range(len(likely_JRBMG) - 2, -1, -1):
+            grad = _move(grad_JRBMG[j + 1], slab, weigh, land, jump, unmix)
+            grad -= (grad * seen_JRBMG[j]).sum((-2, -1), keepdim=True)
+            grad /= total_JRBMG[j]
+            torch.mul(grad, message_JRBMG[j], out=grad_likely[j])
+            grad_JRBMG[j].addcmul_(grad, likely_JRBMG[j])
+        # All steps moved alike, so the gradient of the rates is that of one big step.
+        parts = [p.detach().requires_grad_() for p in (drift, land, weigh, jump, mix)]
+        with torch.enable_grad():
+            moved = _move(seen_JRBMG[:-1], _slab(parts[0]), *parts[1:])
+            of_drift, of_land, of_weigh, of_jump, of_mix = torch.autograd.grad(
+                (moved * grad_JRBMG[1:]).sum(), parts
+            )
+        of_first = grad_JRBMG[0].sum(1)
+        return grad_likely, of_first, of_drift, of_land[:, 0, 0], of_weigh[:, 0, 0], of_jump, of_mix[:, 0]
+
+
+def messages(log_likely_BJMG: Tensor, rates: ChainRates, *, directions: int) -> Tensor:
+    """What the past (and, with two directions, the future) of every block says about its state.
+
+    Parameters
+    ----------
+    log_likely_BJMG : Tensor
+        Log-likelihood of each state, up to a constant a block.
+    rates : ChainRates
+    directions : int
+        1 for the past alone, 2 for both.
+
+    Returns
+    -------
+    Tensor, shape (directions, B, J, 2, G)
+        Up to a factor for each block and direction.
+    """
+    prior_G, mix_MM, first_M = rates.parts()
+    likely = (log_likely_BJMG - log_likely_BJMG.amax((-2, -1), keepdim=True)).exp().transpose(0, 1)
+    one_G = torch.ones_like(prior_G)
+    past_MG = first_M[:, None] * prior_G
+    # A jump forgets where it came from and lands on the prior; backwards in time it is the other way round.
+    land, weigh, mix, first, both = [prior_G], [one_G], [mix_MM], [past_MG], [likely]
+    if directions == 2:
+        land.append(one_G)
+        weigh.append(prior_G)
+        mix.append(mix_MM.T)
+        first.append(torch.full_like(past_MG, 1 / past_MG.numel()))
+        both.append(likely.flip(0))
+    out_JRBMG = _Messages.apply(
+        torch.stack(both, 1),
+        torch.stack(first),
+        rates.drift,
+        torch.stack(land),
+        torch.stack(weigh),
+        rates.jump,
+        torch.stack(mix),
+    )
+    out = [out_JRBMG[:, 0], *([out_JRBMG[:, 1].flip(0)] if directions == 2 else [])]
+    return torch.stack(out).transpose(1, 2)
+
+
+@dataclass
+class Posterior:
+    """What is believed about the lag at every token.
+
+    Parameters
+    ----------
+    lag_BTG : Tensor
+        Probability of each lag, given that there is a match; sums to one.
+    match_BT : Tensor
+        Probability that the streams match at all.
+    """
+
+    lag_BTG: Tensor
+    match_BT: Tensor
+
+    @classmethod
+    def of(cls, log_joint_BTMG: Tensor) -> Posterior:
+        """From log probabilities of lag and match together, up to a constant a token."""
+        match_BT = log_joint_BTMG.logsumexp(-1).softmax(-1)[..., 0]
+        return cls(log_joint_BTMG[..., 0, :].softmax(-1), match_BT)
+
+
+def lag_posterior(
+    score_BTL: Tensor, lost_BT: Tensor, rates: ChainRates, up_LG: Tensor, *, every: int, causal: bool
+) -> Posterior:
+    """Posterior over a lag that drifts, jumps and may be lost: forward-backward.
+
+    The lag is held for blocks of `every` tokens; what their tokens say adds up. Smoothing gives p(l | all tokens);
+    the causal version gives p(l | tokens up to this one), exactly, inside blocks too.
+
+    Parameters
+    ----------
+    score_BTL : Tensor
+        Log-likelihood of each lag at each token, up to a constant a token.
+    lost_BT : Tensor
+        Log-likelihood that the streams do not match, on the same scale.
+    rates : ChainRates
+    up_LG : Tensor
+        Interpolates lags to the fine grid, see `finer`.
+    every : int
+        Tokens a block.
+    causal : bool
+        Filter instead of smoothing.
+    """
+    n_tokens = score_BTL.shape[1]
+    if not causal:
+        block = smooth(likelihoods(score_BTL, lost_BT, up_LG, every), rates)
+        return spread(block, every, n_tokens)
+    score_BJEL, lost_BJE = _in_blocks(score_BTL, every), _in_blocks(lost_BT, every)
+    running = joint(score_BJEL.cumsum(2) @ up_LG, lost_BJE.cumsum(2))
+    ahead_BJMG = messages(running[:, :, -1], rates, directions=1)[0]
+    log_joint = running + ahead_BJMG.clamp_min(TINY).log()[:, :, None]
+    return Posterior.of(log_joint.flatten(1, 2)[:, :n_tokens])
+
+
+def likelihoods(score_BTL: Tensor, lost_BT: Tensor, up_LG: Tensor, every: int) -> Tensor:
+    """Log-likelihood of lag and match of every block: what its tokens say adds up. Shape (B, J, 2, G)."""
+    return joint(_in_blocks(score_BTL, every).sum(2) @ up_LG, _in_blocks(lost_BT, every).sum(2))
+
+
+def _in_blocks(x_BTX: Tensor, every: int) -> Tensor:
+    """Tokens in blocks of `every`, the last filled up with zeros, which say nothing."""
+    tail = [0, 0] * (x_BTX.ndim - 2)
+    return F.pad(x_BTX, (*tail, 0, -x_BTX.shape[1] % every)).unflatten(1, (-1, every))
+
+
+def smooth(block_BJMG: Tensor, rates: ChainRates) -> Posterior:
+    """Posterior of every block, given all of them."""
+    past, future = messages(block_BJMG, rates, directions=2).clamp_min(TINY).log()
+    return Posterior.of(block_BJMG + past + future)
+
+
+def spread(block: Posterior, every: int, n_tokens: int) -> Posterior:
+    """The posterior of blocks, for each of their tokens."""
+    return Posterior(
+        block.lag_BTG.repeat_interleave(every, 1)[:, :n_tokens],
+        block.match_BT.repeat_interleave(every, 1)[:, :n_tokens],
+    )
+
+
+def joint(score_XG: Tensor, lost_X: Tensor) -> Tensor:
+    """Log-likelihood of lag and match: a lost match has one likelihood, whatever the lag. Shape (..., 2, G)."""
+    return torch.stack([score_XG, lost_X[..., None].expand_as(score_XG)], -2)
+
+
+def constant_posterior(
+    score_BTL: Tensor, lost_BT: Tensor, rates: ChainRates, up_LG: Tensor, *, causal: bool
+) -> Posterior:
+    """The chain that never moves: one lag for the whole window, matching or not."""
+    prior_G, _, first_M = rates.parts()
+    if causal:
+        total = joint(score_BTL.cumsum(1) @ up_LG, lost_BT.cumsum(1))
+    else:
+        total = joint(score_BTL.sum(1, keepdim=True) @ up_LG, lost_BT.sum(1, keepdim=True))
+    believed = Posterior.of(total + (first_M[:, None] * prior_G).clamp_min(TINY).log())
+    return believed if causal else spread(believed, score_BTL.shape[1], score_BTL.shape[1])
+
+
+def finer(n_lags: int, steps: int) -> tuple[Tensor, Tensor]:
+    """Between lags and a grid `steps` times finer.
+
+    Returns
+    -------
+    up_LG : Tensor, shape (L, G)
+        Cubic (Catmull-Rom) interpolation of evidence, so that a peak may lie between two lags.
+    down_GL : Tensor, shape (G, L)
+        Each fine lag shared between the lags on its two sides: reading at it interpolates linearly.
+    """
+    place = torch.arange((n_lags - 1) * steps + 1, dtype=torch.float64) / steps
+    below = place.floor().clamp(0, max(n_lags - 2, 0)).long()
+    t = (place - below)[:, None]
+    cubic = torch.cat(
+        [
+            -0.5 * t + t**2 - 0.5 * t**3,
+            1 - 2.5 * t**2 + 1.5 * t**3,
+            0.5 * t + 2 * t**2 - 1.5 * t**3,
+            -0.5 * t**2 + 0.5 * t**3,
+        ],
+        1,
+    )
+    up_GL = torch.zeros(place.numel(), n_lags, dtype=torch.float64)
+    for k in range(4):
+        up_GL.scatter_add_(1, (below + k - 1).clamp(0, n_lags - 1)[:, None], cubic[:, k : k + 1])
+    down_GL = torch.zeros_like(up_GL)
+    down_GL.scatter_add_(1, below[:, None], 1 - t)
+    down_GL.scatter_add_(1, (below + 1).clamp(0, n_lags - 1)[:, None], t)
+    return up_GL.T.float().contiguous(), down_GL.float()
+
+
+class LagChain(nn.Module):
+    """The learned rates of one clock's lag.
+
+    Parameters
+    ----------
+    n_lags : int
+        Lags searched, in tokens.
+    steps : int
+        Fine lags a token.
+    """
+
+    def __init__(self, n_lags: int, steps: int) -> None:
+        super().__init__()
+        self.log_prior_L = nn.Parameter(torch.zeros(n_lags))
+        self.log_drift = nn.Parameter(torch.tensor(math.log(START_DRIFT)))
+        self.logit_JLF = nn.Parameter(torch.tensor([START_JUMP, START_LOSE, START_FIND]).logit())
+        up_LG, down_GL = finer(n_lags, steps)
+        self.register_buffer("up_LG", up_LG, persistent=False)
+        self.register_buffer("down_GL", down_GL, persistent=False)
+
+    up_LG: Tensor
+    down_GL: Tensor
+
+    @property
+    def rates(self) -> ChainRates:
+        """Drift, jump, loss, return and prior as they stand."""
+        jump, lose, find = self.logit_JLF.sigmoid()
+        # Linear, not cubic: a prior may not overshoot.
+        return ChainRates(self.log_drift.exp(), jump, lose, find, self.log_prior_L @ self.down_GL.T)
+
+
+@torch.no_grad()
+def lag_path(block_BJMG: Tensor, rates: ChainRates) -> Tensor:
+    """Most probable sequence of lags (Viterbi) through matched and lost stretches, as fine lags, shape (B, J)."""
+    prior_G, mix_MM, first_M = (x.clamp_min(TINY).log() for x in rates.parts())
+    taps_K = ((1 - rates.jump) * drift_taps(rates.drift)).clamp_min(TINY).log()
+    n_lags = block_BJMG.shape[-1]
+    fresh_G = rates.jump.clamp_min(TINY).log() + prior_G
+    index_G = torch.arange(n_lags, device=block_BJMG.device)
+    source_KG = index_G + torch.arange(-REACH, REACH + 1, device=index_G.device)[:, None]
+    best = block_BJMG[:, 0] + first_M[:, None] + prior_G
+    came_from = []
+    for j in range(1, block_BJMG.shape[1]):
+        # The match first: from which of the two states, for each of the two.
+        turned, was_M = (best[:, :, None] + mix_MM[None, :, :, None]).max(1)
+        padded = F.pad(turned, (REACH, REACH), value=float("-inf")).unfold(-1, n_lags, 1)
+        top, top_G = turned.max(-1, keepdim=True)
+        options = torch.cat([padded + taps_K[:, None], (top + fresh_G)[:, :, None]], 2)
+        best, choice = options.max(2)
+        sources = torch.cat(
+            [source_KG.expand(*padded.shape), top_G[:, :, None].expand_as(padded[:, :, :1])], 2
+        )
+        lag = sources.gather(2, choice[:, :, None])[:, :, 0]
+        match = was_M.gather(-1, lag)
+        came_from.append(match * n_lags + lag)
+        best = best + block_BJMG[:, j]
+    state = best.flatten(1).argmax(-1, keepdim=True)
+    states = [state]
+    for source in reversed(came_from):
+        states.append(source.flatten(1).gather(-1, states[-1]))
+    return torch.cat(states[::-1], 1) % n_lags

@@ -1,0 +1,129 @@
+"""In: a lag network and windows of one recording. Out: each clock's lag, tracked from the first window to the last.
+
+Evidence is gathered from chunks laid side by side over every stretch that windows cover. The chain then runs over all
+stretches at once, with blocks that say nothing in the gaps between them, so that a lag found before a gap is remembered
+after it, less surely the longer it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurofuse.decoders.chain import Posterior
+from neurofuse.windows import EDGE_TOKENS, Batch, Windows
+
+# Chunks encoded at once; bounds memory.
+CHUNKS = 16
+# Blocks without evidence after which a lag is forgotten anyway.
+LONGEST_GAP = 5000
+
+
+@dataclass(frozen=True)
+class Track:
+    """What is known of one clock's lag at the tokens `token`, which are in order.
+
+    Parameters
+    ----------
+    token : ndarray of int, shape (n,)
+    posterior : Posterior
+        Of those tokens, with a batch dimension of one.
+    path : Tensor, shape (n,)
+        Most probable sequence of lags, as indices of fine lags.
+    """
+
+    token: np.ndarray
+    posterior: Posterior
+    path: Tensor
+
+    def belief(self, windows: Windows) -> Posterior:
+        """The part of the posterior that each window and its edges see; beyond the ends, the nearest."""
+        wanted = windows.first[:, None] + np.arange(-EDGE_TOKENS, windows.n_steps + EDGE_TOKENS)
+        at = self._at(wanted)
+        return Posterior(self.posterior.lag_BTG[0, at], self.posterior.match_BT[0, at])
+
+    def path_of(self, windows: Windows) -> np.ndarray:
+        """Most probable lags of the windows, as indices, shape (n_windows, n_steps)."""
+        at = self._at(windows.first[:, None] + np.arange(windows.n_steps))
+        return self.path[at].cpu().numpy()
+
+    def _at(self, token: np.ndarray) -> Tensor:
+        after = np.searchsorted(self.token, token).clip(0, self.token.size - 1)
+        before = (after - 1).clip(0)
+        nearer = np.where(token - self.token[before] < self.token[after] - token, before, after)
+        return torch.from_numpy(nearer)
+
+
+def track_through(
+    network: Any, X: Windows, inputs: Callable[[Batch], tuple[Any, ...]], *, every: int
+) -> list[Track]:
+    """Track the lag of every clock but the anchor through all that the windows cover.
+
+    Parameters
+    ----------
+    network : LagNetwork
+    X : Windows
+        Of one recording, under one lag.
+    inputs : callable
+        Makes the network's inputs of a batch.
+    every : int
+        Tokens a block of the chain.
+    causal : bool
+        Filter instead of smoothing.
+    """
+    covered = np.unique(X.first[:, None] + np.arange(X.n_steps))
+    parts = np.split(covered, np.flatnonzero(np.diff(covered) > 1) + 1)
+    heard = [_evidence(network, X, part, inputs) for part in parts]
+    # Every stretch begins a block of its own, after as many silent ones as fit into the gap.
+    silent = [
+        0,
+        *(min(int(b[0] - a[-1]) - 1, LONGEST_GAP * every) // every * every for a, b in pairwise(parts)),
+    ]
+    begin, at = 0, []
+    for gap, part in zip(silent, parts, strict=True):
+        at.append(begin + gap + np.arange(part.size))
+        begin += gap + part.size + (-part.size) % every
+    return [
+        _track(attention, covered, torch.from_numpy(np.concatenate(at)), begin, [h[c] for h in heard])
+        for c, attention in enumerate(network.attending)
+    ]
+
+
+def _track(
+    attention: Any,
+    token: np.ndarray,
+    at: Tensor,
+    n_tokens: int,
+    heard: list[tuple[Tensor, ...]],
+) -> Track:
+    score_TL, lost_T = (torch.cat([h[i] for h in heard]) for i in (0, 1))
+    score_BTL = score_TL.new_zeros(1, n_tokens, score_TL.shape[-1]).index_copy_(1, at, score_TL[None])
+    lost_BT = lost_T.new_zeros(1, n_tokens).index_copy_(1, at, lost_T[None])
+    found = attention.posterior(score_BTL, lost_BT)
+    path_T = attention.path(score_BTL, lost_BT, found)[0, at]
+    return Track(token, Posterior(found.lag_BTG[:, at], found.match_BT[:, at]), path_T)
+
+
+def _evidence(
+    network: Any, X: Windows, covered: np.ndarray, inputs: Callable[[Batch], tuple[Any, ...]]
+) -> list[tuple[Tensor, ...]]:
+    """What the tokens of one stretch say about the lag of each clock, (n, L), and about no match, (n,)."""
+    n = X.n_steps
+    # The last chunk is laid against the end; of what it shares with the one before, one copy is enough.
+    first = np.append(np.arange(covered[0], covered[-1] + 1 - n, n), covered[-1] + 1 - n)
+    keep = torch.from_numpy(np.unique(first[:, None] + np.arange(n), return_index=True)[1])
+    chunks = X.recut(first, n)
+    out = [
+        network(*inputs(chunks.batch(slice(k, k + CHUNKS))))[1].evidence
+        for k in range(0, len(chunks), CHUNKS)
+    ]
+    return [
+        tuple(torch.cat([part[c][i] for part in out]).flatten(0, 1)[keep] for i in (0, 1))
+        for c in range(len(out[0]))
+    ]
