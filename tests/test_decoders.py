@@ -1,6 +1,7 @@
 """The contract every decoder keeps, and the lag that those which look for one must find."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ import torch
 from sklearn.base import clone
 from sklearn.model_selection import GroupKFold, cross_val_score
 
+from neurofuse.decoders.chain import Posterior
 from neurofuse.decoders.contract import Decoder, hold_back
 from neurofuse.decoders.family import DECODERS, make_decoder
-from neurofuse.decoders.tracked import lag_loss, recognition_loss
+from neurofuse.decoders.tracked import alignment_loss, swap_some
 from neurofuse.jitters.lag import WindowLag
 from neurofuse.recording import Movement, NeurofuseError, Recording, Signal
 from neurofuse.tokens import tokenize
@@ -18,7 +20,7 @@ from neurofuse.windows import split
 
 torch.set_num_threads(1)
 NAMES = sorted(DECODERS)
-LAGGING = ["constant", "softmax", "tracked"]
+LAGGING = ["constant", "oracle", "softmax", "tracked"]
 
 
 def two_systems(*, seconds=60.0, seed=0, lag_s=0.0, noise=0.5):
@@ -215,24 +217,79 @@ def test_the_other_clock_may_be_absent_for_a_while(parts):
     assert (np.diff(spread) > -1e-3).all()
 
 
-def test_lag_loss_is_the_negative_log_probability_between_two_lags():
-    posterior = torch.tensor([[[0.1, 0.2, 0.3, 0.3, 0.1]]])
-    known = torch.ones(1, 1, dtype=torch.bool)
-    assert float(lag_loss(posterior, torch.tensor([[0.0]]), known, 2)) == pytest.approx(-np.log(0.3))
-    assert float(lag_loss(posterior, torch.tensor([[-0.5]]), known, 2)) == pytest.approx(-np.log(0.25))
-    assert float(lag_loss(posterior, torch.tensor([[2.0]]), known, 2)) == pytest.approx(-np.log(0.1))
+def believed(lag, match):
+    return Posterior(torch.tensor([[lag]]).log(), torch.tensor([[match]]).logit())
 
 
-def test_recognition_falls_when_windows_match_their_own_partner():
-    g = torch.Generator().manual_seed(0)
-    key = torch.nn.functional.normalize(torch.randn(4, 1, 24, 8, generator=g), dim=-1)
-    prior = torch.zeros(5)
-    matched, strange = 5 * key[:, :, 2:22], 5 * key.roll(1, 0)[:, :, 2:22]
-    from neurofuse.decoders.lag import band_scores
+@pytest.mark.parametrize(
+    ("lag", "likely"),
+    [(0.0, 0.8 * 0.3), (-0.5, 0.8 * 0.25), (2.0, 0.8 * 0.1), (np.inf, 0.2), (np.nan, 0.8), (3.0, 1.0)],
+    ids=["on a lag", "between two", "at the end", "another window's", "unknown", "beyond the search"],
+)
+def test_the_alignment_loss_is_the_negative_log_probability_of_what_is_known(lag, likely):
+    belief = believed([0.1, 0.2, 0.3, 0.3, 0.1], 0.8)
+    loss = alignment_loss(belief, torch.tensor([[lag]]), 2)
+    assert float(loss) == pytest.approx(-np.log(likely), abs=1e-6)
 
-    good = recognition_loss(matched, key, band_scores(matched, key), prior)
-    bad = recognition_loss(strange, key, band_scores(strange, key), prior)
-    assert float(good) < np.log(4) < float(bad)
+
+def test_the_alignment_loss_takes_a_lag_give_or_take_a_token():
+    # Lags of -2 to 2 tokens in halves; 0.5 is the truth, so 0 and 1 count half.
+    belief = believed([0.0, 0.0, 0.1, 0.0, 0.2, 0.3, 0.4, 0.0, 0.0], 1.0)
+    loss = alignment_loss(belief, torch.tensor([[0.5]]), 2)
+    assert float(loss) == pytest.approx(-np.log(0.1 + 0.3 + 0.2), abs=1e-6)
+
+
+def test_some_windows_get_the_other_clock_of_their_neighbour(parts):
+    batch = parts.train.batch(slice(0, 200))
+    swapped = swap_some(batch, 0.3, np.random.default_rng(0))
+    foreign = np.isinf(swapped.lag[:, 0, 0])
+    assert 0.2 < foreign.mean() < 0.4
+    np.testing.assert_array_equal(swapped.values[1][foreign], np.roll(batch.values[1], -1, 0)[foreign])
+    np.testing.assert_array_equal(swapped.values[1][~foreign], batch.values[1][~foreign])
+    np.testing.assert_array_equal(swapped.values[0], batch.values[0])
+    np.testing.assert_array_equal(swapped.movement, batch.movement)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_lag_is_tracked_through_a_recording_and_across_its_gaps(parts, causal):
+    """The same as one pass over everything, window edges or not."""
+    decoder = quick("tracked", causal=causal).fit(parts.train, validation=parts.validation)
+    X = parts.train[::7]
+    X = X[(X.first < X.first[0] + 300) | (X.first > X.first[0] + 420)]  # a hole of some seconds
+    said = decoder.decode_through(X)
+    covered = np.unique(X.first[:, None] + np.arange(X.n_steps))
+    hole = int(np.argmax(np.diff(covered)))
+    network = decoder.network_
+    with torch.no_grad():
+        heard = []
+        for lo, hi in ((covered[0], covered[hole] + 1), (covered[hole + 1], covered[-1] + 1)):
+            one = X.recut(np.array([lo]), int(hi - lo))
+            heard.append(network(*decoder._inputs(one.batch(slice(None))))[1].evidence[0])
+        silent = (covered[hole + 1] - covered[hole] - 1) // 4 * 4 + (-(covered[hole] + 1 - covered[0])) % 4
+        score, lost = (
+            torch.cat([heard[0][k], torch.zeros(1, int(silent), *heard[0][k].shape[2:]), heard[1][k]], 1)
+            for k in (0, 1)
+        )
+        wanted = network.attending[0].posterior(score, lost)
+    kept = np.r_[0 : hole + 1, hole + 1 + silent : score.shape[1]]
+    place = np.searchsorted(covered, X.first[:, None] + np.arange(X.n_steps))
+    np.testing.assert_allclose(said.posterior["b"], wanted.lag_BTG[0, kept][place].numpy(), atol=1e-4)
+    np.testing.assert_allclose(said.match["b"], wanted.match_BT[0, kept][place].numpy(), atol=1e-4)
+    assert said.path["b"].shape == X.shape
+    # Windows with a lag each have nothing to say to one another.
+    own = cut(two_systems(), jitter=WindowLag(0.2)).test
+    np.testing.assert_array_equal(decoder.decode_through(own).movement, decoder.decode(own).movement)
+
+
+def test_the_oracle_is_told_the_lag_and_the_others_are_not():
+    parts = cut(two_systems(), jitter=WindowLag(0.25))
+    oracle = quick("oracle", n_steps=10).fit(parts.train, validation=parts.validation)
+    said = oracle.decode(parts.test)
+    lag_s = said.posterior["b"] @ said.lag_s
+    np.testing.assert_allclose(lag_s, parts.test.lag_s[..., 0], atol=1e-5)
+    tracked = quick("tracked", n_steps=10).fit(parts.train, validation=parts.validation)
+    blind = replace(parts.test, jitter=None)
+    np.testing.assert_array_equal(tracked.predict(blind), tracked.predict(parts.test))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -343,6 +343,6 @@ def test_messages_of_one_direction_are_the_first_of_two():
 def test_rates_start_as_they_are_documented_and_lie_in_range():
     with torch.no_grad():
         r = LagChain(11, 4).rates
-    assert float(r.drift) == pytest.approx(1.0)
+    assert float(r.drift) == pytest.approx(4 * 0.3)
     assert [round(float(x), 4) for x in (r.jump, r.lose, r.find)] == [0.01, 0.005, 0.02]
     assert r.log_prior_G.shape == (41,)

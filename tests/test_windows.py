@@ -226,6 +226,43 @@ def test_training_draws_sections_anew_and_the_test_follows_one_path(tokens):
     assert (agree.train.batch(slice(0, 8), rng=rng(1)).lag == 0).all()
 
 
+def test_roaming_windows_get_any_lag_and_say_which(tokens):
+    parts = split(tokens, window_s=2.0, max_lag_s=0.3, jitter=NoLag(), rng=rng())
+    rows = np.arange(300) % len(parts.train)
+    batch = parts.train.batch(rows, rng=rng(1), roam=0.5)
+    moved = (batch.lag != 0).any(axis=(1, 2))
+    assert 0.4 < moved.mean() < 0.6
+    lag_s = batch.lag[moved] * tokens.token_s
+    assert np.nanmax(np.abs(lag_s)) <= 0.3 + 1e-6
+    assert np.nanstd(lag_s) == pytest.approx(0.6 / np.sqrt(12), rel=0.15), "spread over the whole range"
+    moving = np.nanmax(lag_s, axis=1) - np.nanmin(lag_s, axis=1) > 1e-6
+    assert 0.4 < moving.mean() < 0.8
+    # Where a lag stands still, the stamps that belong to the window show what they show under that lag throughout.
+    k = np.flatnonzero(moved)[np.flatnonzero(~moving)[0]]
+    like = parts.train[rows[k]]
+    steps = np.rint(batch.lag[k, 0, 0] * tokens.per_token).astype(int)
+    same = replace(like, shift=np.full_like(like.shift, steps)).batch(slice(None))
+    inside = batch.reach + steps // tokens.per_token + np.arange(2, like.n_steps - 2)
+    np.testing.assert_array_equal(same.values[1][0, inside], batch.values[1][k, inside])
+    still = parts.train.batch(rows, rng=rng(1))
+    np.testing.assert_array_equal(batch.values[1][~moved], still.values[1][~moved])
+
+
+def test_windows_whose_lag_nobody_knows_do_not_roam(tokens):
+    windows = cut(tokens, window_s=1.0, rng=rng())
+    a, b = windows.batch(slice(0, 20), rng=rng(1), roam=1.0), windows.batch(slice(0, 20))
+    np.testing.assert_array_equal(a.values[1], b.values[1])
+
+
+def test_a_recording_with_a_known_lag_of_its_own_roams_within_the_search_range():
+    recording = plain(stop_s=60.0)
+    moved, truth = move_clock(recording, "amp", Offset(0.2), rng=rng())
+    windows = cut(tokenize(moved), window_s=1.0, max_lag_s=0.3, truths=(truth,), rng=rng())[5:-5]
+    lag_s = windows.batch(slice(None), rng=rng(2), roam=1.0).lag * windows.tokens.token_s
+    assert np.nanmax(np.abs(lag_s)) <= 0.3 + 0.006
+    assert np.nanmin(lag_s) < -0.2
+
+
 def test_a_lag_is_known_only_where_somebody_knows_it(tokens):
     assert np.isnan(cut(tokens, window_s=1.0, rng=rng()).lag_s).all()
     drawn = cut(tokens, window_s=1.0, jitter=WindowLag(0.2), rng=rng())

@@ -11,6 +11,7 @@ Dimensions beside those of `lag.py`: R direction in time, M match (0) or no matc
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +23,9 @@ from torch import Tensor, nn
 REACH = 6
 # Lags that one small matrix moves at a time.
 SLAB = 32
-# Where learning starts: a lag drifts by so many fine lags a block, jumps once in a hundred blocks, and a match is lost
+# Where learning starts: a lag drifts by so many tokens a block, jumps once in a hundred blocks, and a match is lost
 # or found again as rarely.
-START_DRIFT = 1.0
+START_DRIFT = 0.3
 START_JUMP = 0.01
 START_LOSE = 0.005
 START_FIND = 0.02
@@ -209,20 +210,34 @@ class Posterior:
 
     Parameters
     ----------
-    lag_BTG : Tensor
-        Probability of each lag, given that there is a match; sums to one.
-    match_BT : Tensor
-        Probability that the streams match at all.
+    log_lag_BTG : Tensor
+        Log probability of each lag, given that there is a match.
+    match_logit_BT : Tensor
+        Log odds that the streams match at all.
     """
 
-    lag_BTG: Tensor
-    match_BT: Tensor
+    log_lag_BTG: Tensor
+    match_logit_BT: Tensor
 
     @classmethod
     def of(cls, log_joint_BTMG: Tensor) -> Posterior:
-        """From log probabilities of lag and match together, up to a constant a token."""
-        match_BT = log_joint_BTMG.logsumexp(-1).softmax(-1)[..., 0]
-        return cls(log_joint_BTMG[..., 0, :].softmax(-1), match_BT)
+        """From log probabilities of match and lag together, up to a constant a token."""
+        match_BT, lost_BT = log_joint_BTMG.logsumexp(-1).unbind(-1)
+        return cls(log_joint_BTMG[..., 0, :].log_softmax(-1), match_BT - lost_BT)
+
+    @property
+    def lag_BTG(self) -> Tensor:
+        """Probability of each lag, given a match; sums to one."""
+        return self.log_lag_BTG.exp()
+
+    @property
+    def match_BT(self) -> Tensor:
+        """Probability of a match."""
+        return self.match_logit_BT.sigmoid()
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Posterior:
+        """Another choice of tokens."""
+        return Posterior(change(self.log_lag_BTG), change(self.match_logit_BT))
 
 
 def lag_posterior(
@@ -277,10 +292,7 @@ def smooth(block_BJMG: Tensor, rates: ChainRates) -> Posterior:
 
 def spread(block: Posterior, every: int, n_tokens: int) -> Posterior:
     """The posterior of blocks, for each of their tokens."""
-    return Posterior(
-        block.lag_BTG.repeat_interleave(every, 1)[:, :n_tokens],
-        block.match_BT.repeat_interleave(every, 1)[:, :n_tokens],
-    )
+    return block.map(lambda x: x.repeat_interleave(every, 1)[:, :n_tokens])
 
 
 def joint(score_XG: Tensor, lost_X: Tensor) -> Tensor:
@@ -346,7 +358,7 @@ class LagChain(nn.Module):
     def __init__(self, n_lags: int, steps: int) -> None:
         super().__init__()
         self.log_prior_L = nn.Parameter(torch.zeros(n_lags))
-        self.log_drift = nn.Parameter(torch.tensor(math.log(START_DRIFT)))
+        self.log_drift = nn.Parameter(torch.tensor(math.log(START_DRIFT * steps)))
         self.logit_JLF = nn.Parameter(torch.tensor([START_JUMP, START_LOSE, START_FIND]).logit())
         up_LG, down_GL = finer(n_lags, steps)
         self.register_buffer("up_LG", up_LG, persistent=False)

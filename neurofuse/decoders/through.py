@@ -46,7 +46,7 @@ class Track:
         """The part of the posterior that each window and its edges see; beyond the ends, the nearest."""
         wanted = windows.first[:, None] + np.arange(-EDGE_TOKENS, windows.n_steps + EDGE_TOKENS)
         at = self._at(wanted)
-        return Posterior(self.posterior.lag_BTG[0, at], self.posterior.match_BT[0, at])
+        return self.posterior.map(lambda x: x[0, at])
 
     def path_of(self, windows: Windows) -> np.ndarray:
         """Most probable lags of the windows, as indices, shape (n_windows, n_steps)."""
@@ -107,7 +107,7 @@ def _track(
     lost_BT = lost_T.new_zeros(1, n_tokens).index_copy_(1, at, lost_T[None])
     found = attention.posterior(score_BTL, lost_BT)
     path_T = attention.path(score_BTL, lost_BT, found)[0, at]
-    return Track(token, Posterior(found.lag_BTG[:, at], found.match_BT[:, at]), path_T)
+    return Track(token, found.map(lambda x: x[:, at]), path_T)
 
 
 def _evidence(
@@ -115,8 +115,10 @@ def _evidence(
 ) -> list[tuple[Tensor, ...]]:
     """What the tokens of one stretch say about the lag of each clock, (n, L), and about no match, (n,)."""
     n = X.n_steps
-    # The last chunk is laid against the end; of what it shares with the one before, one copy is enough.
-    first = np.append(np.arange(covered[0], covered[-1] + 1 - n, n), covered[-1] + 1 - n)
+    # Chunks overlap by what encoders have to see before they say the same as in one pass; of tokens that two chunks
+    # share the earlier one's are kept. The last chunk is laid against the end.
+    stride = max(1, n - network.warm_up)
+    first = np.append(np.arange(covered[0], covered[-1] + 1 - n, stride), covered[-1] + 1 - n)
     keep = torch.from_numpy(np.unique(first[:, None] + np.arange(n), return_index=True)[1])
     chunks = X.recut(first, n)
     out = [

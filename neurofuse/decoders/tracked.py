@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurofuse.decoders.chain import (
+    TINY,
     LagChain,
     Posterior,
     constant_posterior,
@@ -34,8 +35,6 @@ from neurofuse.windows import EDGE_TOKENS, Batch, Windows
 Chain = Literal["tracked", "constant", "softmax", "given"]
 
 START_TEMPERATURE = 4.0
-# A probability smaller than this teaches no more than this does.
-LEAST = 1e-8
 
 
 class LagAttention(nn.Module):
@@ -68,7 +67,8 @@ class LagAttention(nn.Module):
         self.answer = nn.Linear(width, width) if bidirectional else None
         self.log_temperature_H = nn.Parameter(torch.full((n_heads,), START_TEMPERATURE).log())
         # What a moment without a match looks like, and what is read there.
-        self.lost_key = nn.Linear(n_heads * head_width, 1)
+        self.lost_key_D = nn.Parameter(torch.zeros(n_heads * head_width))
+        self.lost_bias = nn.Parameter(torch.zeros(()))
         self.nothing = nn.Parameter(torch.zeros(width))
         self.track = LagChain(2 * max_lag + 1, lag_steps)
 
@@ -85,7 +85,9 @@ class LagAttention(nn.Module):
     def evidence(self, query_BHTD: Tensor, key_BHWD: Tensor) -> tuple[Tensor, Tensor]:
         """Log-likelihood of every lag, shape (B, T, L), and of no match, shape (B, T): the heads' summed."""
         query_BTD, key_BWD = (x.transpose(1, 2).flatten(-2) for x in (query_BHTD, key_BHWD))
-        return band_scores(query_BTD[:, None], key_BWD[:, None])[:, 0], self.lost_key(query_BTD)[..., 0]
+        return band_scores(query_BTD[:, None], key_BWD[:, None])[
+            :, 0
+        ], query_BTD @ self.lost_key_D + self.lost_bias
 
     def posterior(self, score_BTL: Tensor, lost_BT: Tensor) -> Posterior:
         """What the chain makes of the evidence."""
@@ -159,6 +161,8 @@ class LagNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.max_lag, self.chain = max_lag, chain
+        # Tokens of a window whose encoding lacks context that lies beyond its edges.
+        self.warm_up = max(0, (kernel - 1) * sum(dilations) // (1 if causal else 2) - EDGE_TOKENS)
         self.encoders = nn.ModuleList(
             StreamEncoder(n, width, kernel=kernel, dilations=dilations, dropout=dropout, causal=causal)
             for n in n_inputs
@@ -210,12 +214,14 @@ class LagNetwork(nn.Module):
             score, lost = attention.evidence(query, key)
             if self.chain == "softmax":
                 found, weight_BHTL = attention.softmax_read(query, key, asked)
-                belief = Posterior(weight_BHTL.mean(1), torch.ones_like(lost))
+                belief = Posterior(
+                    weight_BHTL.mean(1).clamp_min(TINY).log(), torch.full_like(lost, torch.inf)
+                )
             else:
                 belief = attention.posterior(score, lost) if beliefs is None else beliefs[c]
                 found = attention.read(belief, asking, asked)
             features.append(found)
-            reading.beliefs.append(Posterior(_trim(belief.lag_BTG, edge), _trim(belief.match_BT, edge)))
+            reading.beliefs.append(belief.map(lambda x: _trim(x, edge)))
             reading.evidence.append((_trim(score, edge), _trim(lost, edge)))
         return self.head(torch.cat(features, -1))[:, edge:-edge], reading
 
@@ -243,28 +249,29 @@ def on_lag(lag_BT: Tensor, max_lag: int, n_fine: int) -> Posterior:
     share = place[..., None] - below
     lag_BTG = lag_BT.new_zeros(*lag_BT.shape, n_fine)
     lag_BTG.scatter_(-1, below, 1 - share).scatter_add_(-1, below + 1, share)
-    return Posterior(lag_BTG, torch.ones_like(lag_BT))
+    return Posterior(lag_BTG.log(), torch.full_like(lag_BT, torch.inf))
 
 
 def alignment_loss(belief: Posterior, lag_BT: Tensor, max_lag: int) -> Tensor:
     """Minus the log probability of what is known about lag and match, the mean over tokens.
 
-    Where the lag is known (finite) that is a match at this lag, interpolated between the fine lags on its two sides;
-    where it is infinite (the stream of another window was put in place of the window's own) it is no match; where it
-    is NaN it is a match at whatever lag. The last two together teach recognition: a window must be told from others,
-    so that queries and keys do not settle on a lag that merely suits the movement.
+    Where the lag is known (finite) that is a match at this lag, give or take a token, with weights that fall linearly:
+    asking for more would be rewarded by false certainty. Where it is infinite (another window's stream was put in place
+    of its own) it is no match; where it is NaN it is a match at whatever lag. The last two together teach recognition:
+    a window must be told from others, so that queries and keys do not settle on a lag that merely suits the movement.
     """
-    n_fine = belief.lag_BTG.shape[-1]
+    n_fine = belief.log_lag_BTG.shape[-1]
     known, foreign = torch.isfinite(lag_BT) & (lag_BT.abs() <= max_lag), torch.isinf(lag_BT)
-    place = torch.where(known, lag_BT, 0.0) * ((n_fine - 1) / (2 * max_lag)) + (n_fine - 1) / 2
-    below = place.floor().clamp(0, n_fine - 2).long()
-    share = place - below
-    pair_BT2 = belief.lag_BTG.gather(-1, torch.stack([below, below + 1], -1))
-    at_lag = pair_BT2[..., 0] * (1 - share) + pair_BT2[..., 1] * share
-    match = belief.match_BT
-    likely = torch.where(foreign, 1 - match, match * torch.where(known, at_lag, 1.0))
-    outside = torch.isfinite(lag_BT) & ~known
-    return -(likely.clamp_min(LEAST).log() * ~outside).sum() / (~outside).sum().clamp_min(1)
+    fine_lag = torch.linspace(-max_lag, max_lag, n_fine, device=lag_BT.device)
+    near_BTG = (1 - (fine_lag - torch.where(known, lag_BT, 0.0)[..., None]).abs()).clamp_min(0)
+    # Logarithms all the way: a lag held to be impossible must still be learned from.
+    at_lag = (belief.log_lag_BTG + near_BTG.clamp_min(TINY).log()).logsumexp(-1)
+    match = F.logsigmoid(belief.match_logit_BT)
+    log_likely = torch.where(
+        foreign, F.logsigmoid(-belief.match_logit_BT), match + torch.where(known, at_lag, 0.0)
+    )
+    counted = known | ~torch.isfinite(lag_BT)
+    return -torch.where(counted, log_likely, 0.0).sum() / counted.sum().clamp_min(1)
 
 
 def _trim(x: Tensor, n: int) -> Tensor:
@@ -283,7 +290,7 @@ class TrackedDecoder(TorchDecoder):
     dilations : sequence of int
         One temporal block each, in every stream's encoder.
     lag_steps : int
-        Fine lags a token: the resolution at which the chain runs.
+        Fine lags a token, the resolution at which the chain runs. The posterior mean falls between lags anyway.
     track_every : int
         Tokens that share one lag; the chain runs on this coarser clock.
     bidirectional : bool
@@ -310,7 +317,7 @@ class TrackedDecoder(TorchDecoder):
         head_width: int = 16,
         kernel: int = 5,
         dilations: tuple[int, ...] = (1, 2, 4),
-        lag_steps: int = 4,
+        lag_steps: int = 1,
         track_every: int = 4,
         bidirectional: bool = False,
         align_weight: float = 0.1,

@@ -189,7 +189,10 @@ class TorchDecoder(Decoder):
         said, reading = self.network_(*self._inputs(batch))
         scaled = (target - self.movement_scale_.mean) / self.movement_scale_.std
         true = torch.as_tensor(scaled, dtype=torch.float32, device=said.device)
-        there = torch.isfinite(true)
+        there = (
+            torch.isfinite(true)
+            & ~torch.as_tensor(np.isinf(batch.lag).any(axis=(1, 2)), device=said.device)[:, None, None]
+        )
         loss = torch.where(there, said - torch.nan_to_num(true), 0.0).square().sum() / there.sum().clamp_min(
             1
         )
