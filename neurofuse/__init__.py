@@ -16,6 +16,9 @@ _PUBLIC = {
     "decode_recording": "neurofuse.decode",
     "Decoder": "neurofuse.decoders.contract",
     "make_decoder": "neurofuse.decoders.family",
+    "attention": "neurofuse.spotlight",
+    "contribution": "neurofuse.spotlight",
+    "spotlight_scores": "neurofuse.spotlight",
     "tokenize": "neurofuse.tokens",
     "Windows": "neurofuse.windows",
     "Movement": "neurofuse.recording",
@@ -40,6 +43,8 @@ __all__ = [
     "Spikes",
     "Windows",
     "__version__",
+    "attention",
+    "contribution",
     "decode_recording",
     "info",
     "load",
@@ -47,6 +52,7 @@ __all__ = [
     "open_recording",
     "save_recording",
     "split_units",
+    "spotlight_scores",
     "tokenize",
 ]
 
@@ -56,6 +62,7 @@ if TYPE_CHECKING:
     from neurofuse.decoders.contract import Decoder
     from neurofuse.decoders.family import make_decoder
     from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes, split_units
+    from neurofuse.spotlight import attention, contribution, spotlight_scores
     from neurofuse.storage import open_recording, save_recording
     from neurofuse.tokens import tokenize
     from neurofuse.windows import Windows

@@ -22,7 +22,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from neurofuse.figures import (
+from neurofuse.figures.decode import (
     plot_attention,
     plot_decoded,
     plot_lag,

@@ -15,14 +15,19 @@ from matplotlib.figure import Figure
 
 from neurofuse.figures import (
     plot_attention,
+    plot_calibration,
+    plot_contribution,
     plot_decoded,
     plot_lag,
     plot_recording,
     plot_scores,
+    plot_spotlight,
     plot_training,
     plot_trajectory,
+    plot_window_attention,
 )
 from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes
+from neurofuse.spotlight import spotlight_scores
 
 STEP_S = 0.05
 TIME_S = np.concatenate([np.arange(200) * STEP_S, np.arange(100) * STEP_S + 15])  # 0-10 s and 15-20 s
@@ -333,3 +338,92 @@ def test_inside_a_kernel_a_new_figure_is_one_that_jupyter_shows(monkeypatch: pyt
     ax = plot_training({"train": [1.0, 0.5]})
     assert ax.figure.number in pyplot.get_fignums()  # type: ignore[union-attr]
     pyplot.close("all")
+
+
+def make_attention(*, truth: bool = True) -> xr.Dataset:
+    """The first 200 rows of the alignment, as four windows of 50 steps."""
+    flat = make_alignment(truth=truth).isel(time=slice(0, 200))
+    variables = {
+        "posterior": (("clock", "window", "step", "lag"), flat["posterior"].values.reshape(2, 4, 50, 41))
+    }
+    if truth:
+        variables["true_lag_s"] = (("clock", "window", "step"), flat["true_lag_s"].values.reshape(2, 4, 50))
+    return xr.Dataset(
+        variables,
+        coords={
+            "clock": flat["clock"],
+            "time": (("window", "step"), TIME_S[:200].reshape(4, 50)),
+            "lag": flat["lag"],
+        },
+        attrs=flat.attrs,
+    )
+
+
+def test_one_window_of_attention_is_drawn_with_the_truth_on_top() -> None:
+    table = make_attention()
+    ax = plot_window_attention(table, window=-1, clock="imu")
+    (image,) = ax.images
+    np.testing.assert_allclose(image.get_array(), table["posterior"].sel(clock="imu")[3].values.T, atol=1e-6)
+    np.testing.assert_allclose(line(ax, "truth")[1], table["true_lag_s"].sel(clock="imu")[3])
+    assert ax.get_title(loc="left") == "window 3"
+    assert "truth" not in plot_window_attention(make_attention(truth=False)).get_legend_handles_labels()[1]
+    with pytest.raises(NeurofuseError, match="there is no window 4; the table has 4"):
+        plot_window_attention(table, window=4)
+    with pytest.raises(NeurofuseError, match=r"no windows to draw one of; give one from attention\(\)"):
+        plot_window_attention(make_alignment())
+
+
+def test_spotlight_bars_are_the_scores() -> None:
+    scores = spotlight_scores(make_alignment())
+    shares, rates = plot_spotlight(scores)
+    drawn = [bar.get_width() for bar in shares.patches]
+    wanted = [
+        float(scores[v][k])
+        for k in range(2)
+        for v in ("mass_on_truth", "anomaly_rate", "calibration_error", "relative_entropy")
+    ]
+    np.testing.assert_allclose(drawn, wanted)
+    np.testing.assert_allclose([bar.get_width() for bar in rates.patches][:2], [scores["flicker"][0], 0])
+    assert "(1/s)" in rates.get_xlabel()
+    blind = plot_spotlight(spotlight_scores(make_alignment(truth=False)))
+    assert [t.get_text() for t in blind[0].get_yticklabels()] == ["entropy / log L"]
+    with pytest.raises(NeurofuseError, match="holds no scores of a spotlight"):
+        plot_spotlight(make_alignment())
+
+
+def test_calibration_shows_every_filled_bin_and_every_level() -> None:
+    scores = spotlight_scores(make_alignment(("lfp",)))
+    bins, levels = plot_calibration(scores)
+    filled = scores["share"][0] > 0
+    np.testing.assert_allclose(bins.collections[0].get_offsets()[:, 0], scores["confidence"][0][filled])
+    np.testing.assert_allclose(bins.collections[0].get_offsets()[:, 1], scores["accuracy"][0][filled])
+    np.testing.assert_allclose(line(levels, "clock 'lfp'")[1], scores["coverage"][0])
+    with pytest.raises(NeurofuseError, match="calibration needs a true lag"):
+        plot_calibration(spotlight_scores(make_alignment(truth=False)))
+
+
+def make_contribution(n_parts: int = 3) -> xr.Dataset:
+    lost = np.linspace(1.9, -0.001, 2 * n_parts).reshape(n_parts, 2)
+    return xr.Dataset(
+        {"r2": ("axis", [0.9, 0.8]), "contribution": (("part", "axis"), lost)},
+        coords={"part": [f"$p{k}" for k in range(n_parts)], "axis": ["x", "_y"]},
+    )
+
+
+def test_contribution_bars_are_the_loss_and_the_longest_are_cut() -> None:
+    table = make_contribution()
+    ax = plot_contribution(table)
+    np.testing.assert_allclose(
+        [bar.get_width() for bar in ax.patches], np.clip(table["contribution"].values.T.ravel(), None, 1.5)
+    )
+    words = [t.get_text() for t in ax.texts]
+    assert "1.90" in words
+    assert words[-1] == "0.00"  # no minus zero
+    assert ax.get_yticklabels()[0].get_text() == r"\$p0"
+    assert len(ax.get_legend().get_texts()) == 2
+    many = plot_contribution(make_contribution(40).isel(part=slice(None, None, -1)))
+    assert len(many.get_yticklabels()) == 16
+    assert many.get_yticklabels()[0].get_text() == r"\$p0"
+    assert many.get_title(loc="left") == "16 of 40"
+    with pytest.raises(NeurofuseError, match="holds no 'contribution'"):
+        plot_contribution(make_alignment())

@@ -21,6 +21,7 @@ FLOW = [
     "windows",
     "decoders",
     "scores",
+    "spotlight",
     "decode",
     "figures",
     "report",

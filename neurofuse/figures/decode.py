@@ -1,15 +1,7 @@
-"""In: a `Recording`, or the tables of a decode (prediction, alignment, metrics). Out: matplotlib axes.
-
-Every plot_ function draws on the `ax` it is given, or on a new figure, and returns the axes; the figure is
-`ax.figure`. A new figure belongs to pyplot only inside a Jupyter kernel, where that is what shows it;
-anywhere else nothing global is touched and no display is needed.
-
-Colours are those of Okabe and Ito (2008), told apart by colour-blind readers, and cividis for maps.
-"""
+"""In: a `Recording`, or the tables of a decode (prediction, alignment, metrics). Out: matplotlib axes."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,24 +9,38 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
-from neurofuse.recording import GAP_SAMPLES, FloatArray, NeurofuseError, Recording, Signal, Spikes
-
-AxesArray = NDArray[np.object_]
-
-BLACK, BLUE, ORANGE, VERMILLION, GREEN = "#000000", "#0072B2", "#E69F00", "#D55E00", "#009E73"
-NOTHING = "#EEEEEE"  # where there is no data: neither end of cividis
-MAP = "cividis"
-# No page or screen shows more columns than this, so maps are averaged down to it.
-MAX_COLUMNS = 1200
-# More traces than this on one panel are lines over lines.
-MAX_TRACES = 16
-# Names longer than these lose their middle, or they would push everything else off the figure. Beside a
-# vertical axis there is less room than below a horizontal one.
-MAX_NAME, MAX_NAME_BESIDE = 40, 18
+from neurofuse.figures.panel import (
+    BLACK,
+    BLUE,
+    GREEN,
+    MAP,
+    MAX_COLUMNS,
+    MAX_NAME_BESIDE,
+    MAX_TRACES,
+    NOTHING,
+    ORANGE,
+    TITLE,
+    VERMILLION,
+    AxesArray,
+    after_gaps,
+    broken_line,
+    clock_stretch,
+    label_beside,
+    legend_above,
+    line_breaks,
+    panels_for,
+    safe_label,
+    safe_text,
+    stretch_of,
+    tidy,
+    time_columns,
+    time_label,
+    usual_step,
+    with_unit,
+)
+from neurofuse.recording import NeurofuseError, Recording, Signal, Spikes
 
 
 def plot_recording(
@@ -76,12 +82,12 @@ def plot_recording(
     n_panels = len(recording.streams) + (recording.movement is not None)
     if n_panels == 0:
         raise NeurofuseError(f"recording '{recording.name}' has no streams and no movement to show.")
-    axes = _axes(ax, n_panels, height_in=1.7, share_x=True)
+    axes = panels_for(ax, n_panels, height_in=1.7, share_x=True)
     for panel, stream in zip(axes, recording.streams, strict=False):
         part = stream.between(start_s, stop_s)
         kind = "spikes" if isinstance(part, Spikes) else part.kind
         what = "" if kind.lower() in part.name.lower() else f" ({kind})"
-        panel.set_title(f"{_text(part.name)}{what} on clock '{_text(part.clock)}'", **_TITLE)
+        panel.set_title(f"{safe_text(part.name)}{what} on clock '{safe_text(part.clock)}'", **TITLE)
         if isinstance(part, Spikes):
             _draw_raster(panel, part)
         elif part.kind == "lfp":
@@ -90,18 +96,18 @@ def plot_recording(
             _draw_channels(panel, part)
     if recording.movement is not None:
         moved, panel = recording.movement.between(start_s, stop_s), axes[-1]
-        clock = _text(recording.reference)
-        panel.set_title(f"{_text(moved.name)} on the reference clock '{clock}'", **_TITLE)
+        clock = safe_text(recording.reference)
+        panel.set_title(f"{safe_text(moved.name)} on the reference clock '{clock}'", **TITLE)
         for k, name in enumerate(moved.axes):
-            gaps = _gaps(moved.time_s, moved.sample_s)
-            time_s, values = _broken(moved.time_s, moved.data.values[:, k], gaps)
+            gaps = after_gaps(moved.time_s, moved.sample_s)
+            time_s, values = broken_line(moved.time_s, moved.data.values[:, k], gaps)
             colour = (BLACK, BLUE, ORANGE, GREEN, VERMILLION)[k % 5]
-            panel.plot(time_s, values, color=colour, lw=1.1, label=_label(name))
-        panel.set_ylabel(_text(moved.units, MAX_NAME_BESIDE) or "movement")
-        _legend(panel)
+            panel.plot(time_s, values, color=colour, lw=1.1, label=safe_label(name))
+        panel.set_ylabel(safe_text(moved.units, MAX_NAME_BESIDE) or "movement")
+        legend_above(panel)
     for panel in axes:
         panel.set_xlim(start_s, stop_s)
-        _tidy(panel)
+        tidy(panel)
     axes[-1].set_xlabel("time, each stream on its own clock (s)")
     return axes
 
@@ -133,10 +139,12 @@ def plot_decoded(
     NeurofuseError
         If the table lacks what is drawn, holds nothing in that stretch, or `ax` has another number of axes.
     """
-    table = _part(prediction, ("movement", "prediction"), ("time", "axis"), "prediction", start_s, stop_s)
+    table = stretch_of(
+        prediction, ("movement", "prediction"), ("time", "axis"), "prediction", start_s, stop_s
+    )
     names = [str(a) for a in table["axis"].values]
-    axes = _axes(ax, len(names), height_in=1.7, share_x=True)
-    breaks = _table_breaks(table, float(table.attrs.get("sample_s", 0)))
+    axes = panels_for(ax, len(names), height_in=1.7, share_x=True)
+    breaks = line_breaks(table, float(table.attrs.get("sample_s", 0)))
     lines = [("ridge", "ridge", ORANGE, 0.9, "--"), ("movement", "true", BLACK, 1.3, "-")]
     lines += [("prediction", "decoded", BLUE, 1.3, "-")]
     for k, (panel, name) in enumerate(zip(axes, names, strict=True)):
@@ -145,12 +153,16 @@ def plot_decoded(
                 continue
             values = table[variable].transpose("time", "axis").values[:, k]
             panel.plot(
-                *_broken(table["time"].values, values, breaks), color=colour, lw=width, ls=style, label=label
+                *broken_line(table["time"].values, values, breaks),
+                color=colour,
+                lw=width,
+                ls=style,
+                label=label,
             )
-        panel.set_ylabel(_beside(name, table.attrs.get("units", "")))
-        _tidy(panel)
-    _legend(axes[0], order=("true", "decoded", "ridge"))
-    axes[-1].set_xlabel(_time_label(table))
+        panel.set_ylabel(label_beside(name, table.attrs.get("units", "")))
+        tidy(panel)
+    legend_above(axes[0], order=("true", "decoded", "ridge"))
+    axes[-1].set_xlabel(time_label(table))
     return axes
 
 
@@ -176,28 +188,30 @@ def plot_trajectory(
     NeurofuseError
         If the table lacks what is drawn or holds nothing in that stretch.
     """
-    table = _part(prediction, ("movement", "prediction"), ("time", "axis"), "prediction", start_s, stop_s)
+    table = stretch_of(
+        prediction, ("movement", "prediction"), ("time", "axis"), "prediction", start_s, stop_s
+    )
     names = [str(a) for a in table["axis"].values]
     units = table.attrs.get("units", "")
-    (panel,) = _axes(ax, 1, height_in=4.5, width_in=4.8)
+    (panel,) = panels_for(ax, 1, height_in=4.5, width_in=4.8)
     truth, decoded = (table[v].transpose("time", "axis").values for v in ("movement", "prediction"))
     if len(names) == 1:
         panel.plot(truth[:, 0], decoded[:, 0], ".", color=BLUE, ms=2.5, alpha=0.5, rasterized=True)
         ends = [min(np.nanmin(truth), np.nanmin(decoded)), max(np.nanmax(truth), np.nanmax(decoded))]
         panel.plot(ends, ends, color=BLACK, lw=0.9, label="decoded = true")
-        panel.set_xlabel(_with_unit(f"true {names[0]}", units))
-        panel.set_ylabel(_with_unit(f"decoded {names[0]}", units))
+        panel.set_xlabel(with_unit(f"true {names[0]}", units))
+        panel.set_ylabel(with_unit(f"decoded {names[0]}", units))
     else:
-        breaks = _table_breaks(table, float(table.attrs.get("sample_s", 0)))
+        breaks = line_breaks(table, float(table.attrs.get("sample_s", 0)))
         for values, label, colour in ((truth, "true", BLACK), (decoded, "decoded", BLUE)):
-            _, path = _broken(table["time"].values, values, breaks)
+            _, path = broken_line(table["time"].values, values, breaks)
             panel.plot(path[:, 0], path[:, 1], color=colour, lw=1.1, alpha=0.85, label=label)
-        panel.set_xlabel(_with_unit(names[0], units))
-        panel.set_ylabel(_with_unit(names[1], units))
+        panel.set_xlabel(with_unit(names[0], units))
+        panel.set_ylabel(with_unit(names[1], units))
     panel.set_aspect("equal", adjustable="datalim")
     panel.locator_params(nbins=6)
-    _legend(panel)
-    _tidy(panel)
+    legend_above(panel)
+    tidy(panel)
     return panel
 
 
@@ -227,12 +241,12 @@ def plot_lag(
     NeurofuseError
         If there is no such clock, or the table lacks what is drawn or holds nothing in that stretch.
     """
-    table, name = _clock_part(
+    table, name = clock_stretch(
         alignment, ("lag_mean_s", "lag_q05_s", "lag_q95_s"), ("time",), clock, start_s, stop_s
     )
-    (panel,) = _axes(ax, 1, height_in=2.8)
-    breaks = _table_breaks(table, float(table.attrs.get("token_s", 0)))
-    line = {v: _broken(table["time"].values, table[v].values, breaks) for v in _LAGS if v in table}
+    (panel,) = panels_for(ax, 1, height_in=2.8)
+    breaks = line_breaks(table, float(table.attrs.get("token_s", 0)))
+    line = {v: broken_line(table["time"].values, table[v].values, breaks) for v in _LAGS if v in table}
     time_s, low_s = line["lag_q05_s"]
     panel.fill_between(
         time_s, low_s, line["lag_q95_s"][1], color=BLUE, alpha=0.22, lw=0, label="90 % of the posterior"
@@ -243,11 +257,11 @@ def plot_lag(
         panel.plot(*line["lag_path_s"], color=VERMILLION, lw=1.1, ls="--", label="most probable path")
     if "true_lag_s" in line and np.isfinite(line["true_lag_s"][1]).any():
         panel.plot(*line["true_lag_s"], color=BLACK, lw=0.8, label="truth", zorder=2.4)
-    panel.set_ylabel(f"lag of clock '{_text(name, MAX_NAME_BESIDE)}' (s)")
-    panel.set_xlabel(_time_label(table))
+    panel.set_ylabel(f"lag of clock '{safe_text(name, MAX_NAME_BESIDE)}' (s)")
+    panel.set_xlabel(time_label(table))
     panel.margins(x=0.01)
-    _legend(panel)
-    _tidy(panel)
+    legend_above(panel)
+    tidy(panel)
     return panel
 
 
@@ -276,12 +290,12 @@ def plot_attention(
     NeurofuseError
         If there is no such clock, or the table lacks what is drawn or holds nothing in that stretch.
     """
-    table, name = _clock_part(alignment, ("posterior",), ("time", "lag"), clock, start_s, stop_s)
-    (panel,) = _axes(ax, 1, height_in=3.2)
-    token_s = float(table.attrs.get("token_s", 0)) or _step(table["time"].values)
-    grid, left_s, right_s = _columns(table["time"].values, table["posterior"].values, token_s)
+    table, name = clock_stretch(alignment, ("posterior",), ("time", "lag"), clock, start_s, stop_s)
+    (panel,) = panels_for(ax, 1, height_in=3.2)
+    token_s = float(table.attrs.get("token_s", 0)) or usual_step(table["time"].values)
+    grid, left_s, right_s = time_columns(table["time"].values, table["posterior"].values, token_s)
     lag_s = table["lag"].values
-    half_s = 0.5 * (_step(lag_s) if lag_s.size > 1 else 1.0)
+    half_s = 0.5 * (usual_step(lag_s) if lag_s.size > 1 else 1.0)
     # The root keeps a posterior that is wide, and so low, from looking like nothing at all.
     image = panel.imshow(
         np.ma.masked_invalid(grid.T),
@@ -297,18 +311,18 @@ def plot_attention(
     bar.set_label(f"probability per {1000 * 2 * half_s:.3g} ms of lag")
     bar.outline.set_visible(False)
     if "true_lag_s" in table and np.isfinite(table["true_lag_s"].values).any():
-        breaks = _table_breaks(table, token_s)
+        breaks = line_breaks(table, token_s)
         # Dashed, so that the ridge it should lie on stays visible under it.
         panel.plot(
-            *_broken(table["time"].values, table["true_lag_s"].values, breaks),
+            *broken_line(table["time"].values, table["true_lag_s"].values, breaks),
             color="white",
             lw=1.0,
             ls=(0, (4, 3)),
             label="truth",
         )
-        _legend(panel, on=MAP)
-    panel.set_ylabel(f"lag of clock '{_text(name, MAX_NAME_BESIDE)}' (s)")
-    panel.set_xlabel(_time_label(table))
+        legend_above(panel, on=MAP)
+    panel.set_ylabel(f"lag of clock '{safe_text(name, MAX_NAME_BESIDE)}' (s)")
+    panel.set_xlabel(time_label(table))
     panel.set_xlim(left_s, right_s)
     panel.set_ylim(lag_s[0] - half_s, lag_s[-1] + half_s)
     return panel
@@ -338,7 +352,7 @@ def plot_scores(metrics: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
     if ridge or metrics.get("baseline_ridge_r2_mean") is not None:
         ridge_mean = metrics.get("baseline_ridge_r2_mean")
         columns.append(("ridge", [*(ridge.get(a) for a in r2), ridge_mean], ORANGE))
-    (panel,) = _axes(ax, 1, height_in=2.8, width_in=max(4.0, 1.1 * (len(groups) + 2)))
+    (panel,) = panels_for(ax, 1, height_in=2.8, width_in=max(4.0, 1.1 * (len(groups) + 2)))
     # The mean stands apart from the axes it is the mean of.
     place = np.array([*range(len(groups)), len(groups) + 0.4])
     width = 0.8 / len(columns)
@@ -362,15 +376,15 @@ def plot_scores(metrics: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
                 fontsize="small",
             )
     panel.axhline(0, color=BLACK, lw=0.8)
-    panel.set_xticks(place, [*(_text(g, MAX_NAME_BESIDE) for g in groups), "mean"])
+    panel.set_xticks(place, [*(safe_text(g, MAX_NAME_BESIDE) for g in groups), "mean"])
     if len(groups) > 4 or max(map(len, groups)) > 10:
         panel.tick_params(axis="x", rotation=30)
         for tick in panel.get_xticklabels():
             tick.set_horizontalalignment("right")
     panel.set_ylim(1.8 * lowest, 1.08)
     panel.set_ylabel("R² on the test stretch")
-    _legend(panel)
-    _tidy(panel)
+    legend_above(panel)
+    tidy(panel)
     return panel
 
 
@@ -402,7 +416,7 @@ def plot_training(history: Mapping[str, Sequence[float | None]], *, ax: Axes | N
     steps = [float(v) for v in history.get("step") or () if v is not None]
     steps = steps if len(steps) == n_checks else []
     taken = np.array(steps) if steps else 1.0 + np.arange(n_checks)
-    (panel,) = _axes(ax, 1, height_in=2.6, width_in=5.0)
+    (panel,) = panels_for(ax, 1, height_in=2.6, width_in=5.0)
     for (name, loss), colour, style in zip(curves.items(), (BLUE, VERMILLION), ("-", "--"), strict=True):
         if loss.size:
             marker = "o" if loss.size < 30 else ""
@@ -411,186 +425,12 @@ def plot_training(history: Mapping[str, Sequence[float | None]], *, ax: Axes | N
     panel.set_xlim(0, taken[-1] + 0.5)
     panel.set_ylabel("loss")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(panel)
-    _tidy(panel)
+    legend_above(panel)
+    tidy(panel)
     return panel
 
 
 _LAGS = ("lag_mean_s", "lag_q05_s", "lag_q95_s", "lag_path_s", "true_lag_s")
-_TITLE: dict[str, Any] = {"loc": "left", "fontsize": "medium"}
-
-
-def _text(name: object, longest: int = MAX_NAME) -> str:
-    """A name from a file, safe on a figure: no mathtext, line breaks or control characters, not too long."""
-    text = "".join(c if c.isprintable() else " " for c in str(name)).strip()
-    # The middle goes: what tells channels apart is often their last few letters.
-    text = text if len(text) <= longest else f"{text[: longest // 2]}…{text[-(longest // 2 - 1) :]}"
-    return text.replace("$", r"\$")
-
-
-def _label(name: object) -> str:
-    # matplotlib leaves labels that begin with an underscore out of the legend.
-    text = _text(name)
-    return f" {text}" if text.startswith("_") else text
-
-
-def _with_unit(name: object, unit: object) -> str:
-    return f"{_text(name)} ({_text(unit)})" if str(unit) not in ("", "1") else _text(name)
-
-
-def _beside(name: object, unit: object) -> str:
-    """A label for a vertical axis: the unit goes below a name that leaves no room for it."""
-    text = _text(name, MAX_NAME_BESIDE)
-    if str(unit) in ("", "1"):
-        return text
-    unit = _text(unit, MAX_NAME_BESIDE)
-    return f"{text}{' ' if len(text) + len(unit) < 16 else chr(10)}({unit})"
-
-
-def _time_label(table: xr.Dataset) -> str:
-    reference = table.attrs.get("reference")
-    return f"time on clock '{_text(reference)}' (s)" if reference else "time on the reference clock (s)"
-
-
-def _axes(
-    ax: Axes | Sequence[Axes] | AxesArray | None,
-    n: int,
-    *,
-    height_in: float,
-    width_in: float = 8.5,
-    share_x: bool = False,
-) -> AxesArray:
-    """The caller's axes if there are as many as are needed, else `n` new ones below each other."""
-    if ax is None:
-        size = (width_in, height_in * n + 0.5 * (n > 1))
-        shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-        if shell is not None and hasattr(shell, "kernel"):
-            from matplotlib import pyplot
-
-            figure = pyplot.figure(figsize=size, layout="constrained")
-        else:
-            figure = Figure(figsize=size, layout="constrained")
-        return figure.subplots(n, 1, sharex=share_x, squeeze=False)[:, 0]
-    given = np.atleast_1d(np.asarray(ax, dtype=object)).ravel()
-    if given.size != n or not all(isinstance(a, Axes) for a in given):
-        raise NeurofuseError(f"this figure needs {n} axes, got {given.size}; leave ax out to have them made.")
-    return given
-
-
-def _tidy(panel: Axes) -> None:
-    panel.spines[["top", "right"]].set_visible(False)
-
-
-def _legend(panel: Axes, *, order: Sequence[str] = (), on: str = "") -> None:
-    """A legend above the data, where it hides none of it."""
-    handles, labels = panel.get_legend_handles_labels()
-    known = [labels.index(o) for o in order if o in labels]
-    rows = [*known, *(k for k in range(len(labels)) if k not in known)]
-    legend = panel.legend(
-        [handles[k] for k in rows],
-        [labels[k] for k in rows],
-        loc="lower right",
-        bbox_to_anchor=(1.0, 1.0),
-        ncols=max(1, min(len(rows), 4)),
-        borderaxespad=0.2,
-        handlelength=1.8,
-        fontsize="small",
-        frameon=bool(on),
-    )
-    if on:
-        # White on white cannot be read: the key gets the colour of the map's floor behind it.
-        from matplotlib import colormaps
-
-        legend.get_frame().set(facecolor=colormaps[on](0.0), edgecolor="none", alpha=1.0)
-        for text in legend.get_texts():
-            text.set_color("white")
-
-
-def _step(values: FloatArray) -> float:
-    return float(np.median(np.diff(values))) if values.size > 1 else 1.0
-
-
-def _gaps(time_s: FloatArray, step_s: float) -> NDArray[np.intp]:
-    """Rows that follow a gap."""
-    return np.flatnonzero(np.diff(time_s) > GAP_SAMPLES * step_s) + 1
-
-
-def _table_breaks(table: xr.Dataset, step_s: float) -> NDArray[np.intp]:
-    """Rows that a line must not be drawn to: after a gap, and where windows were decoded each on its own."""
-    time_s = table["time"].values
-    breaks = _gaps(time_s, step_s or _step(time_s))
-    if table.attrs.get("scored") == "per window" and "window" in table:
-        window = table["window"].values
-        breaks = np.union1d(breaks, np.flatnonzero(window[1:] != window[:-1]) + 1)
-    return breaks
-
-
-def _broken(
-    time_s: FloatArray, values: NDArray[Any], breaks: NDArray[np.intp]
-) -> tuple[FloatArray, FloatArray]:
-    """Put a NaN before every break, so that a line (or a band) stops there."""
-    return (
-        np.insert(time_s, breaks, time_s[breaks - 1]),
-        np.insert(np.asarray(values, dtype=np.float64), breaks, np.nan, axis=0),
-    )
-
-
-def _columns(time_s: FloatArray, values: NDArray[Any], step_s: float) -> tuple[FloatArray, float, float]:
-    """Average rows into even columns of time, NaN where there are none; with the outer edges in seconds."""
-    span_s = float(time_s[-1] - time_s[0])
-    width_s = max(step_s, span_s / MAX_COLUMNS)
-    # A hair off the half, so that rounding noise does not throw equally spaced rows to either side.
-    column = np.floor((time_s - time_s[0]) / width_s + 0.5 + 1e-6).astype(np.int64)
-    n_columns = int(column[-1]) + 1
-    total = np.zeros((n_columns, values.shape[1]))
-    np.add.at(total, column, values.astype(np.float64))
-    count = np.bincount(column, minlength=n_columns)[:, None]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        grid = total / count
-    return grid, float(time_s[0] - width_s / 2), float(time_s[0] + (n_columns - 0.5) * width_s)
-
-
-def _part(
-    table: xr.Dataset,
-    variables: Sequence[str],
-    dims: Sequence[str],
-    what: str,
-    start_s: float | None,
-    stop_s: float | None,
-) -> xr.Dataset:
-    """The rows of a table between two moments, after a check that it is the table it should be."""
-    missing = [v for v in variables if v not in table]
-    missing += [d for d in dims if d not in table.coords]
-    if missing:
-        found = sorted(map(str, table.variables))
-        raise NeurofuseError(f"the {what} table lacks '{missing[0]}'; it has {found}.")
-    time_s = table["time"].values
-    lo = 0 if start_s is None else int(np.searchsorted(time_s, start_s))
-    hi = time_s.size if stop_s is None else int(np.searchsorted(time_s, stop_s))
-    if hi <= lo:
-        covered = f"it covers {time_s[0]:g} to {time_s[-1]:g} s" if time_s.size else "it is empty"
-        asked = f" between {start_s} and {stop_s} s" if time_s.size else ""
-        raise NeurofuseError(f"the {what} table holds nothing{asked}; {covered}.")
-    return table.isel(time=slice(lo, hi))
-
-
-def _clock_part(
-    alignment: xr.Dataset,
-    variables: Sequence[str],
-    dims: Sequence[str],
-    clock: str | None,
-    start_s: float | None,
-    stop_s: float | None,
-) -> tuple[xr.Dataset, str]:
-    table = _part(alignment, variables, ("clock", *dims), "alignment", start_s, stop_s)
-    clocks = [str(c) for c in table["clock"].values]
-    if not clocks:
-        raise NeurofuseError("the alignment table has no clock; a lag needs a clock beside the reference.")
-    name = clocks[0] if clock is None else str(clock)
-    if name not in clocks:
-        raise NeurofuseError(f"the alignment table has no clock '{name}'; it has {clocks}.")
-    one = table.isel(clock=clocks.index(name))
-    return one.transpose("time", "lag", missing_dims="ignore"), name
 
 
 def _draw_raster(panel: Axes, spikes: Spikes) -> None:
@@ -612,7 +452,7 @@ def _draw_channels(panel: Axes, signal: Signal) -> None:
         # Channels differ in scale by orders of magnitude; what is seen over time is each against itself.
         values = (values - values.mean(axis=0)) / np.maximum(values.std(axis=0), 1e-12)
         label = "z-score"
-    grid, left_s, right_s = _columns(signal.time_s, values, signal.sample_s)
+    grid, left_s, right_s = time_columns(signal.time_s, values, signal.sample_s)
     finite = grid[np.isfinite(grid)]
     image = panel.imshow(
         np.ma.masked_invalid(grid.T),
@@ -633,7 +473,7 @@ def _draw_traces(panel: Axes, signal: Signal) -> None:
     rows = np.unique(np.linspace(0, signal.n_channels - 1, min(signal.n_channels, MAX_TRACES)).astype(int))
     if signal.n_channels > rows.size:
         title = panel.get_title(loc="left")
-        panel.set_title(f"{title}: {rows.size} of {signal.n_channels} channels", **_TITLE)
+        panel.set_title(f"{title}: {rows.size} of {signal.n_channels} channels", **TITLE)
     if not signal.time_s.size:
         panel.set_ylabel("channel")
         return
@@ -642,7 +482,7 @@ def _draw_traces(panel: Axes, signal: Signal) -> None:
     spacing = 5 * float(np.median(values.std(axis=0))) or 1.0
     for k in range(rows.size):
         # Smallest and largest of each run of samples: no peak is lost, and no trace outgrows the page.
-        time_s, trace = _broken(signal.time_s, values[:, k], _gaps(signal.time_s, signal.sample_s))
+        time_s, trace = broken_line(signal.time_s, values[:, k], after_gaps(signal.time_s, signal.sample_s))
         run = max(1, trace.size // (2 * MAX_COLUMNS))
         if run > 1:
             n_runs = trace.size // run
@@ -651,8 +491,8 @@ def _draw_traces(panel: Axes, signal: Signal) -> None:
             time_s = np.repeat(time_s[: n_runs * run : run], 2)
         panel.plot(time_s, trace - k * spacing, color=(BLUE, BLACK)[k % 2], lw=0.5, rasterized=True)
     named = range(0, rows.size, -(-rows.size // 8))  # more than eight names would run into each other
-    panel.set_yticks([-k * spacing for k in named], [_text(signal.channels[rows[k]], 12) for k in named])
+    panel.set_yticks([-k * spacing for k in named], [safe_text(signal.channels[rows[k]], 12) for k in named])
     panel.tick_params(axis="y", labelsize="small", length=0)
     panel.set_ylim(-(rows.size - 0.2) * spacing, 0.8 * spacing)
-    unit = _text(signal.data.attrs.get("units", ""), 10) or "units"
+    unit = safe_text(signal.data.attrs.get("units", ""), 10) or "units"
     panel.set_ylabel(f"{spacing:.3g} {unit} apart")

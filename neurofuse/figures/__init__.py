@@ -1,0 +1,38 @@
+"""In: a `Recording`, or tables. Out: matplotlib axes.
+
+Every plot_ function draws on the `ax` it is given, or on a new figure, and returns the axes; the figure is
+`ax.figure`. A new figure belongs to pyplot only inside a Jupyter kernel, where that is what shows it;
+anywhere else nothing global is touched and no display is needed.
+
+Colours are those of Okabe and Ito (2008), told apart by colour-blind readers, and cividis for maps.
+"""
+
+from neurofuse.figures.attention import (
+    plot_calibration,
+    plot_contribution,
+    plot_spotlight,
+    plot_window_attention,
+)
+from neurofuse.figures.decode import (
+    plot_attention,
+    plot_decoded,
+    plot_lag,
+    plot_recording,
+    plot_scores,
+    plot_training,
+    plot_trajectory,
+)
+
+__all__ = [
+    "plot_attention",
+    "plot_calibration",
+    "plot_contribution",
+    "plot_decoded",
+    "plot_lag",
+    "plot_recording",
+    "plot_scores",
+    "plot_spotlight",
+    "plot_training",
+    "plot_trajectory",
+    "plot_window_attention",
+]
