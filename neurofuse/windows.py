@@ -127,8 +127,14 @@ class Windows:
         label[order[1:]] = np.cumsum(np.diff(self.first[order]) >= self.n_steps)
         return label
 
-    def batch(self, rows: np.ndarray | slice, *, rng: np.random.Generator | None = None) -> Batch:
-        """Gather some windows; with `rng`, their injected lags are drawn anew."""
+    def batch(
+        self, rows: np.ndarray | slice, *, rng: np.random.Generator | None = None, fine: bool = False
+    ) -> Batch:
+        """Gather some windows; with `rng`, their injected lags are drawn anew.
+
+        With `fine`, the values and presence of every clock come on the fine grid, `per_token` steps a token; the
+        rest, `reach` included, stays in tokens.
+        """
         first, shift = self.first[rows], self.shift[rows]
         if rng is not None and self.jitter is not None:
             shift = draw_shifts(self.jitter, shift.shape, self, rng)
@@ -138,7 +144,7 @@ class Windows:
         for k, clock in enumerate(self.tokens.clocks):
             # What carries stamp s on a clock that lags by `shift` happened at s - shift.
             moved = begin if k == 0 else begin - shift[:, k - 1]
-            v, p = clock.gather(moved, width, per)
+            v, p = clock.gather(moved, width * per, 1) if fine else clock.gather(moved, width, per)
             values.append(v)
             present.append(p)
         movement = self.tokens.movement[first[:, None] + np.arange(self.n_steps)]
