@@ -29,8 +29,11 @@ from neurofuse.windows import EDGE_TOKENS, Batch, Windows
 
 # Shortest and longest period of the rotary encoding, seconds: finer than movement, longer than a window.
 PERIODS_S = (0.1, 10.0)
-# Attention starts near in time: what queries and keys have in common before anything is learned.
-START_FOCUS = 1.0
+# Attention starts near in time: what queries and keys have in common before anything is learned. With 1 instead of 2,
+# or a faster rate, a minute of training leaves R2 .4 behind on the simulation (LOG.md).
+START_FOCUS = 2.0
+LEARNING_RATE = 1e-3
+BATCH_SIZE = 16
 
 
 @dataclass
@@ -244,7 +247,7 @@ class PerceiverDecoder(TorchDecoder):
     context_s : float
         Events this long before and after a window are seen, those of other clocks by the largest lag further.
     **training
-        See `TorchDecoder`; `dropout` leaves out events too.
+        See `TorchDecoder`; `dropout` leaves out events too. By default 16 windows a step at a rate of 1e-3.
     """
 
     name = "perceiver"
@@ -260,7 +263,7 @@ class PerceiverDecoder(TorchDecoder):
         context_s: float = 0.2,
         **training: Any,
     ) -> None:
-        super().__init__(**training)
+        super().__init__(**({"learning_rate": LEARNING_RATE, "batch_size": BATCH_SIZE} | training))
         self.n_heads = n_heads
         self.head_width = head_width
         self.n_layers = n_layers
