@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from test_decoders import cut, two_systems
 
 from neurofuse.decoders.autoregressive import ANCHOR_BAND, AutoregressiveNetwork, drift
@@ -148,6 +149,24 @@ def test_truth_told_is_used_and_never_leaks_into_decoding(fitted):
     assert np.abs(forced - free)[:, decoder.chunk :].max() > 1e-3
     own = decoder.predict_forced(parts.test, free)
     np.testing.assert_allclose(own, free, atol=1e-3)
+
+
+def test_training_hears_the_truth_with_noise_or_what_the_decoder_says_itself(fitted):
+    decoder, parts = fitted
+    inputs = decoder._inputs(parts.train.batch(slice(0, 40)))
+    true = decoder._standard(parts.train.movement[:40])
+    noise = decoder._history(inputs, true) - true
+    assert float(noise.std()) == pytest.approx(0.5, rel=0.05)
+    own = clone(decoder).set_params(own_share=0.5, history_noise=0.0, dropout=0.0, n_steps=2)
+    own.fit(parts.train, validation=parts.validation)
+    with torch.no_grad():
+        free = own.network_(*inputs)[0]
+    heard = own._history(inputs, true)
+    is_own = (heard - free).abs().amax((1, 2)) < 1e-4
+    is_true = (heard == true).all(-1).all(-1)
+    assert (is_own ^ is_true).all()
+    assert 8 < is_own.sum() < 32
+    assert own.network_.training  # a free run in between leaves training as it was
 
 
 def test_attended_tokens_come_as_a_table(fitted):

@@ -2,11 +2,12 @@
 
 At every step the movement said so far, together with the anchor's tokens of that moment, is the query; keys and
 values are the encoded tokens of all clocks in a band around the moment. What was matched so far is carried along as
-evidence on the lag of each other clock, so that a step need not begin its search anew. Tokens are encoded once, and a
-step touches its own band alone: time grows with the length of a window, never with its square.
+evidence on the lag of each other clock, so that a step need not begin its search anew; a decoder that may see the
+future begins with one look over the whole window. Tokens are encoded once, and a step touches its own band alone: time
+grows with the length of a window, never with its square.
 
-In training the movement said so far is given. Given true, it teaches the decoder to copy itself; so for a share of
-the windows it is what the decoder, running free, said itself. In use it is always that, from "nothing said yet".
+In training the movement said so far is given: the truth, the truth with noise, or, for a share of the windows, what
+the decoder itself said running free. In use it is always that, from "nothing said yet".
 """
 
 from __future__ import annotations
@@ -242,9 +243,11 @@ class AutoregressiveDecoder(TorchDecoder):
     n_heard : int
         Tokens of its own movement that a step remembers.
     own_share : float
-        Share of training windows whose history is what the decoder said running free; the rest hear the truth.
+        Share of training windows whose history is what the decoder said running free; the rest hear the truth. Each
+        takes a free run beside the gradient step.
     history_noise : float
-        Noise added to true histories, in standard deviations of the movement.
+        Noise added to true histories, in standard deviations of the movement, so that a step does not rely on the
+        last word; as good against drift as own histories, and free.
     align_weight : float
         Weight of minus the log probability of the injected lag, where one is known, beside the movement loss.
     **training
@@ -262,8 +265,8 @@ class AutoregressiveDecoder(TorchDecoder):
         dilations: tuple[int, ...] = (1, 2, 4),
         chunk: int = 4,
         n_heard: int = 16,
-        own_share: float = 0.5,
-        history_noise: float = 0.0,
+        own_share: float = 0.0,
+        history_noise: float = 0.5,
         align_weight: float = 0.1,
         **training: Any,
     ) -> None:
