@@ -146,7 +146,12 @@ class Windows:
         return label
 
     def batch(
-        self, rows: np.ndarray | slice, *, rng: np.random.Generator | None = None, roam: float = 0.0
+        self,
+        rows: np.ndarray | slice,
+        *,
+        rng: np.random.Generator | None = None,
+        roam: float = 0.0,
+        fine: bool = False,
     ) -> Batch:
         """Gather some windows.
 
@@ -157,13 +162,15 @@ class Windows:
             Draw the injected lags anew.
         roam : float
             Share of the windows whose lag is known that are then given any lag of the search range instead.
+        fine : bool
+            Values and presence on the fine grid, `per_token` steps a token; all else, `reach` too, stays in tokens.
         """
         chosen = self[rows]
         if rng is not None and self.jitter is not None:
             chosen = replace(chosen, shift=draw_shifts(self.jitter, chosen, rng=rng))
         if rng is not None and roam:
             chosen = chosen._roaming(roam, rng)
-        return chosen._gather()
+        return chosen._gather(fine=fine)
 
     def _roaming(self, share: float, rng: np.random.Generator) -> Windows:
         known_s = self.lag_s
@@ -181,13 +188,17 @@ class Windows:
         shift[rows] = wanted - np.rint(own_s / self.tokens.fine_s).astype(np.int64)
         return replace(self, shift=shift)
 
-    def _gather(self) -> Batch:
+    def _gather(self, *, fine: bool) -> Batch:
         per = self.tokens.per_token
         begin = (self.first[:, None] - self.reach + np.arange(self.n_steps + 2 * self.reach)) * per
         values, present = [], []
         for k, clock in enumerate(self.tokens.clocks):
             # What carries stamp s on a clock that lags by `shift` happened at s - shift.
-            v, p = clock.gather(begin if k == 0 else begin - self.shift[..., k - 1], per)
+            moved = begin if k == 0 else begin - self.shift[..., k - 1]
+            if fine:
+                v, p = clock.gather((moved[..., None] + np.arange(per)).reshape(len(moved), -1), 1)
+            else:
+                v, p = clock.gather(moved, per)
             values.append(v)
             present.append(p)
         lag = (self.lag_s / self.tokens.token_s).astype(np.float32)

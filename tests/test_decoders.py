@@ -20,7 +20,7 @@ from neurofuse.windows import split
 
 torch.set_num_threads(1)
 NAMES = sorted(DECODERS)
-LAGGING = ["constant", "oracle", "softmax", "tracked"]
+LAGGING = ["autoregressive", "constant", "oracle", "softmax", "tracked"]
 
 
 def two_systems(*, seconds=60.0, seed=0, lag_s=0.0, noise=0.5):

@@ -225,6 +225,11 @@ class Posterior:
         match_BT, lost_BT = log_joint_BTMG.logsumexp(-1).unbind(-1)
         return cls(log_joint_BTMG[..., 0, :].log_softmax(-1), match_BT - lost_BT)
 
+    @classmethod
+    def of_weights(cls, lag_BTG: Tensor) -> Posterior:
+        """From weights over lags that take a match for granted."""
+        return cls(lag_BTG.clamp_min(TINY).log(), torch.full_like(lag_BTG[..., 0], torch.inf))
+
     @property
     def lag_BTG(self) -> Tensor:
         """Probability of each lag, given a match; sums to one."""

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from neurofuse.decoders.autoregressive import AutoregressiveDecoder
 from neurofuse.decoders.contract import Decoder
 from neurofuse.decoders.early import EarlyDecoder
+from neurofuse.decoders.perceiver import PerceiverDecoder
 from neurofuse.decoders.ridge import RidgeDecoder
 from neurofuse.decoders.tracked import ConstantDecoder, OracleDecoder, SoftmaxDecoder, TrackedDecoder
 from neurofuse.recording import NeurofuseError
 
 DECODERS: dict[str, type[Decoder]] = {
     d.name: d
-    for d in (TrackedDecoder, ConstantDecoder, SoftmaxDecoder, OracleDecoder, EarlyDecoder, RidgeDecoder)
+    for d in (
+        TrackedDecoder,
+        ConstantDecoder,
+        SoftmaxDecoder,
+        OracleDecoder,
+        AutoregressiveDecoder,
+        PerceiverDecoder,
+        EarlyDecoder,
+        RidgeDecoder,
+    )
 }
 
 

@@ -249,7 +249,7 @@ def on_lag(lag_BT: Tensor, max_lag: int, n_fine: int) -> Posterior:
     share = place[..., None] - below
     lag_BTG = lag_BT.new_zeros(*lag_BT.shape, n_fine)
     lag_BTG.scatter_(-1, below, 1 - share).scatter_add_(-1, below + 1, share)
-    return Posterior(lag_BTG.log(), torch.full_like(lag_BT, torch.inf))
+    return Posterior.of_weights(lag_BTG)
 
 
 def alignment_loss(belief: Posterior, lag_BT: Tensor, max_lag: int) -> Tensor:
