@@ -5,13 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 from neurofuse.decoders.contract import Decoder
-from neurofuse.decoders.early import EarlyDecoder
+from neurofuse.decoders.early import EarlyAttentionDecoder, EarlyDecoder, EarlyMLPDecoder, GRUDecoder
+from neurofuse.decoders.late import LateDecoder, LateVarianceDecoder, LFPDecoder, SpikesDecoder
 from neurofuse.decoders.ridge import RidgeDecoder
 from neurofuse.decoders.tracked import ConstantDecoder, SoftmaxDecoder, TrackedDecoder
 from neurofuse.recording import NeurofuseError
 
 DECODERS: dict[str, type[Decoder]] = {
-    d.name: d for d in (TrackedDecoder, ConstantDecoder, SoftmaxDecoder, EarlyDecoder, RidgeDecoder)
+    d.name: d
+    for d in (
+        TrackedDecoder,
+        ConstantDecoder,
+        SoftmaxDecoder,
+        EarlyDecoder,
+        RidgeDecoder,
+        EarlyMLPDecoder,
+        EarlyAttentionDecoder,
+        GRUDecoder,
+        LateDecoder,
+        LateVarianceDecoder,
+        SpikesDecoder,
+        LFPDecoder,
+    )
 }
 
 
