@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from neurofuse.decoders.encoders import MovementHead, SeededDropout, StreamEncoder
 from neurofuse.decoders.training import TorchDecoder
+from neurofuse.recording import NeurofuseError
 
 # Tokens seen to each side where there is no lag to cover.
 NEAR_TOKENS = 14
@@ -194,9 +195,7 @@ class EarlyMLPDecoder(TorchDecoder):
 
     name = "early-mlp"
 
-    def __init__(
-        self, *, width: int = 256, n_layers: int = 2, dropout: float = 0.3, **training: Any
-    ) -> None:
+    def __init__(self, *, width: int = 256, n_layers: int = 2, dropout: float = 0.3, **training: Any) -> None:
         super().__init__(width=width, dropout=dropout, **training)
         self.n_layers = n_layers
 
@@ -335,6 +334,11 @@ class EarlyAttentionDecoder(TorchDecoder):
         self.kernel = kernel
 
     def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> AttentionNetwork:
+        if self.width % (2 * self.n_heads):
+            raise NeurofuseError(
+                f"a width of {self.width} does not split into {self.n_heads} heads of an even size; "
+                f"take a width that {2 * self.n_heads} divides."
+            )
         return AttentionNetwork(
             n_inputs,
             n_axes,

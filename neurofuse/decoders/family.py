@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from neurofuse.decoders.aligned import AlignEarlyDecoder, AlignRidgeDecoder
+from neurofuse.decoders.classical import KalmanDecoder, WienerCascadeDecoder
 from neurofuse.decoders.contract import Decoder
 from neurofuse.decoders.early import EarlyAttentionDecoder, EarlyDecoder, EarlyMLPDecoder, GRUDecoder
 from neurofuse.decoders.late import LateDecoder, LateVarianceDecoder, LFPDecoder, SpikesDecoder
@@ -26,6 +28,10 @@ DECODERS: dict[str, type[Decoder]] = {
         LateVarianceDecoder,
         SpikesDecoder,
         LFPDecoder,
+        WienerCascadeDecoder,
+        KalmanDecoder,
+        AlignRidgeDecoder,
+        AlignEarlyDecoder,
     )
 }
 

@@ -1,4 +1,4 @@
-"""In: tokens of all clocks. Out: movement decoded from each clock by itself, and those decodes put together: late fusion.
+"""In: tokens of all clocks. Out: movement decoded from each clock by itself, and the decodes weighed: late fusion.
 
 Every stream has the temporal convolution of `early` to itself. One stream alone is the bound that fusion has to beat.
 """
@@ -116,9 +116,7 @@ class LateDecoder(EarlyDecoder):
             for known in ("features_", "clocks_", "n_axes_", "token_s_", "max_lag_", "input_scales_"):
                 setattr(member, known, getattr(self, known))
             member.movement_scale_ = self.movement_scale_
-            member._restore(
-                {n.removeprefix(f"{k}."): v for n, v in state.items() if n.startswith(f"{k}.")}
-            )
+            member._restore({n.removeprefix(f"{k}."): v for n, v in state.items() if n.startswith(f"{k}.")})
             self.members_.append(member)
 
 

@@ -233,6 +233,4 @@ def ridge_state(ridge: Ridge, prefix: str = "") -> dict[str, np.ndarray]:
 
 def restored_ridge(state: dict[str, np.ndarray], prefix: str = "") -> Ridge:
     """The inverse of `ridge_state`."""
-    return Ridge(
-        state[f"{prefix}weights"], state[f"{prefix}intercept"], float(state[f"{prefix}penalty"][0])
-    )
+    return Ridge(state[f"{prefix}weights"], state[f"{prefix}intercept"], float(state[f"{prefix}penalty"][0]))
