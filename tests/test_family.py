@@ -225,14 +225,43 @@ def test_kalman_decodes_about_as_well_as_the_system_that_made_the_data(causal):
     assert ceiling - 0.03 < decoder.score(parts.test) < ceiling + 0.01
 
 
-def test_aligning_reads_the_other_clock_where_ridge_blurs_it():
+@pytest.fixture(scope="module")
+def lagging():
+    """The same movement on both clocks, one of which lags by as much as 0.5 s in each window."""
     rng = np.random.default_rng(5)
     movement = smooth(rng, 2400, 2)
     views = {
         name: movement @ rng.standard_normal((2, 6)) + noise * rng.standard_normal((2400, 6))
         for name, noise in (("a", 2.0), ("b", 0.3))
     }
+    return cut(recording_of(movement, **views), jitter=WindowLag(0.2))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", ["align-ridge", "align-early"])
+def test_the_lag_of_each_window_is_found_from_decodes(name, causal, lagging):
+    decoder = make_decoder(name, causal=causal)
+    if name == "align-early":
+        decoder.set_params(n_steps=5, check_every=5)
+    said = decoder.fit(lagging.train, validation=lagging.validation).decode(lagging.test)
+    error_s = np.abs(said.lag_s[said.path["b"]] - lagging.test.lag_s[..., 0])
+    # From the past alone, the first second of a window tells little.
+    assert (error_s[:, 20 if causal else 0 :] <= 0.0501).mean() > 0.95
+
+
+def test_decodes_that_share_no_movement_cannot_be_aligned_and_the_posterior_says_so():
+    rng = np.random.default_rng(7)
+    movement = smooth(rng, 2400, 2)
+    views = {n: movement[:, k : k + 1] + 0.1 * rng.standard_normal((2400, 6)) for k, n in enumerate("ab")}
     parts = cut(recording_of(movement, **views), jitter=WindowLag(0.2))
+    said = make_decoder("align-ridge").fit(parts.train, validation=parts.validation).decode(parts.test)
+    posterior = said.posterior["b"]
+    entropy = -(posterior * np.log(np.maximum(posterior, 1e-30))).sum(-1)
+    assert entropy.mean() > 0.7 * np.log(said.lag_s.size)
+
+
+def test_aligning_reads_the_other_clock_where_ridge_blurs_it(lagging):
+    parts = lagging
     r2 = {
         name: make_decoder(name).fit(parts.train, validation=parts.validation).score(parts.test)
         for name in ("ridge", "align-ridge")
