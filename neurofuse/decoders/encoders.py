@@ -101,3 +101,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
             if part.bias is not None:
                 bound = 1 / math.sqrt(part.weight[0].numel())
                 nn.init.uniform_(part.bias, -bound, bound, generator=generator)
+        elif isinstance(part, nn.GRU):
+            for weight in part.parameters():
+                bound = 1 / math.sqrt(part.hidden_size)
+                nn.init.uniform_(weight, -bound, bound, generator=generator)

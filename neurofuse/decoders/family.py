@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from neurofuse.decoders.aligned import AlignEarlyDecoder, AlignRidgeDecoder
 from neurofuse.decoders.autoregressive import AutoregressiveDecoder
+from neurofuse.decoders.classical import KalmanDecoder, WienerCascadeDecoder
 from neurofuse.decoders.contract import Decoder
-from neurofuse.decoders.early import EarlyDecoder
+from neurofuse.decoders.early import EarlyAttentionDecoder, EarlyDecoder, EarlyMLPDecoder, GRUDecoder
+from neurofuse.decoders.late import LateDecoder, LateVarianceDecoder, LFPDecoder, SpikesDecoder
 from neurofuse.decoders.perceiver import PerceiverDecoder
 from neurofuse.decoders.ridge import RidgeDecoder
 from neurofuse.decoders.tracked import ConstantDecoder, OracleDecoder, SoftmaxDecoder, TrackedDecoder
@@ -22,7 +25,18 @@ DECODERS: dict[str, type[Decoder]] = {
         AutoregressiveDecoder,
         PerceiverDecoder,
         EarlyDecoder,
+        EarlyMLPDecoder,
+        EarlyAttentionDecoder,
+        GRUDecoder,
+        LateDecoder,
+        LateVarianceDecoder,
+        SpikesDecoder,
+        LFPDecoder,
         RidgeDecoder,
+        WienerCascadeDecoder,
+        KalmanDecoder,
+        AlignRidgeDecoder,
+        AlignEarlyDecoder,
     )
 }
 

@@ -2,17 +2,103 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from scipy.linalg import solve
 
-from neurofuse.decoders.contract import Decoded, Decoder, hold_back
+from neurofuse.decoders.contract import Decoded, Decoder, Scale, hold_back
 from neurofuse.recording import NeurofuseError
-from neurofuse.windows import Windows
+from neurofuse.windows import Batch, Windows
 
 # Penalties tried on the validation stretch.
 PENALTIES = tuple(10.0 ** np.arange(0, 7))
 # Columns beyond this make the normal equations slow without making the decoder better.
 MOST_COLUMNS = 2500
+# Windows laid out as columns at once; bounds memory, does not change numbers.
+CHUNK = 32
+
+
+def standard(batch: Batch, scales: Sequence[Scale]) -> list[np.ndarray]:
+    """Tokens of every clock in standard units, zero where absent; shape (B, W, n_features) each."""
+    return [
+        ((x - s.mean) / s.std * p[..., None]).astype(np.float32)
+        for x, p, s in zip(batch.values, batch.present, scales, strict=True)
+    ]
+
+
+def lagged(
+    values: Sequence[np.ndarray], lags: Sequence[np.ndarray], steps: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Tokens around each moment side by side.
+
+    Parameters
+    ----------
+    values : sequence of ndarray, shape (B, W, n_features)
+        One a clock.
+    lags : sequence of int ndarray
+        Of each clock, in tokens.
+    steps : sequence of int ndarray, shape (T,) or (B, T)
+        Where in `values` each moment lies, for each clock.
+
+    Returns
+    -------
+    ndarray, shape (B, T, n_columns)
+    """
+    columns = []
+    for x, lag, step in zip(values, lags, steps, strict=True):
+        at = step[..., None] + lag
+        rows = np.arange(len(x)).reshape(-1, *[1] * (at.ndim - 1)) if at.ndim == 3 else slice(None)
+        columns.append(x[rows, at].reshape(len(x), step.shape[-1], -1))
+    return np.concatenate(columns, axis=-1)
+
+
+def lags_between(ranges: Sequence[tuple[int, int]], n_features: Sequence[int]) -> list[np.ndarray]:
+    """All lags of each clock's range, both ends included; thinned evenly where the columns grow too many."""
+    full = [np.arange(lo, hi + 1) for lo, hi in ranges]
+    columns = sum(len(lags) * n for lags, n in zip(full, n_features, strict=True))
+    thin = max(1, int(np.ceil(columns / MOST_COLUMNS)))
+    return [lags[lags % thin == 0] for lags in full]
+
+
+def some_windows(X: Windows, n_draws: int) -> np.ndarray:
+    """Rows of windows that overlap by half at most, `n_draws` times where lags are drawn anew each time."""
+    kept: list[int] = []
+    for k in np.argsort(X.first, kind="stable"):
+        if not kept or X.first[k] - X.first[kept[-1]] >= X.n_steps // 2:
+            kept.append(int(k))
+    return np.tile(kept, n_draws if X.jitter is not None and len(X.tokens.clocks) > 1 else 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Ridge:
+    """A fitted linear map from columns to movement in standard units."""
+
+    weights: np.ndarray  # (n_axes, n_columns)
+    intercept: np.ndarray  # (n_axes,)
+    penalty: float
+
+    def __call__(self, design: np.ndarray) -> np.ndarray:
+        """Movement of some rows of columns."""
+        return design @ self.weights.T + self.intercept
+
+
+def fit_ridge(design: np.ndarray, wanted: np.ndarray, held_design: np.ndarray, held: np.ndarray) -> Ridge:
+    """Solve for every penalty, keep the one that does best on what was held back. Centres `design` in place."""
+    # The normal equations are set up once; the penalties differ in their diagonal alone.
+    middle, offset = design.mean(axis=0), wanted.mean(axis=0)
+    design -= middle
+    gram, moment = design.T @ design, design.T @ (wanted - offset)
+    best, least = None, np.inf
+    for penalty in PENALTIES:
+        weights = solve(gram + penalty * np.eye(len(gram), dtype=gram.dtype), moment, assume_a="pos")
+        error = float(np.mean(((held_design - middle) @ weights + offset - held) ** 2))
+        if best is None or error < least:
+            intercept = (offset - middle @ weights).astype(np.float32)
+            best, least = Ridge(weights.T.astype(np.float32), intercept, float(penalty)), error
+    assert best is not None
+    return best
 
 
 class RidgeDecoder(Decoder):
@@ -47,19 +133,13 @@ class RidgeDecoder(Decoder):
     @property
     def n_parameters_(self) -> int:
         """Learned numbers."""
-        return int(self.weights_.size + self.intercept_.size)
+        return int(self.ridge_.weights.size + self.ridge_.intercept.size)
 
     def fit(
         self, X: Windows, y: np.ndarray | None = None, *, validation: Windows | None = None
     ) -> RidgeDecoder:
         """Solve for every penalty, keep the one that does best on the validation stretch."""
-        if len(X) == 0:
-            raise NeurofuseError("there are no training windows; the recording is shorter than one window.")
-        target = self._target(X, y)
-        if validation is None:
-            X, check, target, check_target = hold_back(X, target)
-        else:
-            check, check_target = validation, self._target(validation, None)
+        X, target, check, check_target = self._parts(X, y, validation)
         self._learn_scales(X, target)
         self.lags_ = self._choose_lags(X)
         rng = np.random.default_rng([self.seed, 2])
@@ -67,51 +147,54 @@ class RidgeDecoder(Decoder):
         # Windows overlap: a token is taken once a draw, from the first window that holds it.
         seen = [self._rows(X, target, rng=rng if k else None, once=True) for k in draws]
         design, wanted = (np.concatenate(x) for x in zip(*seen, strict=True))
-        held_design, held = self._rows(check, check_target)
-        # The normal equations are set up once; the penalties differ in their diagonal alone.
-        middle, offset = design.mean(axis=0), wanted.mean(axis=0)
-        design -= middle
-        gram, moment = design.T @ design, design.T @ (wanted - offset)
-        least = np.inf
-        for penalty in PENALTIES:
-            weights = solve(gram + penalty * np.eye(len(gram), dtype=gram.dtype), moment, assume_a="pos")
-            error = float(np.mean(((held_design - middle) @ weights + offset - held) ** 2))
-            if error < least:
-                least, self.penalty_ = error, penalty
-                self.weights_ = weights.T.astype(np.float32)
-                self.intercept_ = (offset - middle @ weights).astype(np.float32)
+        self._learn(design, wanted, *self._rows(check, check_target))
         return self
 
     def decode(self, X: Windows) -> Decoded:
         """Movement of some windows."""
         self._check_like_training(X)
         out = []
-        for k in range(0, len(X), 32):
-            said = self._design(X, slice(k, k + 32)) @ self.weights_.T + self.intercept_
+        for k in range(0, len(X), CHUNK):
+            said = self._read(self._design(X.batch(slice(k, k + CHUNK))))
             out.append(said * self.movement_scale_.std + self.movement_scale_.mean)
         return Decoded(np.concatenate(out).astype(np.float32))
 
-    def _choose_lags(self, X: Windows) -> list[list[int]]:
-        """Lags in tokens of each clock, as many as the columns allow."""
-        reach = [
-            min(round(self.context_s / X.tokens.token_s), X.reach),
-            *[X.max_lag] * (len(X.tokens.clocks) - 1),
-        ]
-        full = [np.arange(-r, (0 if self.causal and k == 0 else r) + 1) for k, r in enumerate(reach)]
-        columns = sum(len(lags) * c.n_features for lags, c in zip(full, X.tokens.clocks, strict=True))
-        thin = max(1, int(np.ceil(columns / MOST_COLUMNS)))
-        return [[int(v) for v in lags if v % thin == 0] for lags in full]
+    def _parts(
+        self, X: Windows, y: np.ndarray | None, validation: Windows | None
+    ) -> tuple[Windows, np.ndarray, Windows, np.ndarray]:
+        """Windows to learn from and windows to choose on, with their movement."""
+        if len(X) == 0:
+            raise NeurofuseError("there are no training windows; the recording is shorter than one window.")
+        target = self._target(X, y)
+        if validation is None:
+            X, check, target, check_target = hold_back(X, target)
+            return X, target, check, check_target
+        return X, target, validation, self._target(validation, None)
 
-    def _design(self, X: Windows, rows: slice, rng: np.random.Generator | None = None) -> np.ndarray:
-        batch = X.batch(rows, rng=rng)
-        steps = batch.reach + np.arange(X.n_steps)
-        columns = []
-        for x, present, scale, lags in zip(
-            batch.values, batch.present, self.input_scales_, self.lags_, strict=True
-        ):
-            scaled = (x - scale.mean) / scale.std * present[..., None]
-            columns.append(scaled[:, steps[:, None] + np.array(lags)].reshape(len(x), X.n_steps, -1))
-        return np.concatenate(columns, axis=-1)
+    def _learn(
+        self, design: np.ndarray, wanted: np.ndarray, held_design: np.ndarray, held: np.ndarray
+    ) -> None:
+        self.ridge_ = fit_ridge(design, wanted, held_design, held)
+
+    def _read(self, design: np.ndarray) -> np.ndarray:
+        return self.ridge_(design)
+
+    def _context(self, X: Windows) -> int:
+        """Reach of the anchor's lags in tokens, within what windows carry beyond the largest lag."""
+        return min(round(self.context_s / X.tokens.token_s), X.reach)
+
+    def _choose_lags(self, X: Windows) -> list[np.ndarray]:
+        near = self._context(X)
+        ranges = [
+            (-near, 0 if self.causal else near),
+            *[(-X.max_lag, X.max_lag)] * (len(X.tokens.clocks) - 1),
+        ]
+        return lags_between(ranges, [c.n_features for c in X.tokens.clocks])
+
+    def _design(self, batch: Batch) -> np.ndarray:
+        """Columns of every moment of some windows."""
+        steps = batch.reach + np.arange(batch.movement.shape[1])
+        return lagged(standard(batch, self.input_scales_), self.lags_, [steps] * len(self.lags_))
 
     def _rows(
         self, X: Windows, target: np.ndarray, *, rng: np.random.Generator | None = None, once: bool = False
@@ -124,15 +207,30 @@ class RidgeDecoder(Decoder):
             keep &= first_seen.reshape(token.shape)
         elif once:
             keep[1:] &= (np.arange(len(keep))[1:] % 2 == 0)[:, None]  # half-overlapping windows say enough
-        design = [self._design(X, slice(k, k + 32), rng)[keep[k : k + 32]] for k in range(0, len(X), 32)]
+        design = [
+            self._design(X.batch(slice(k, k + CHUNK), rng=rng))[keep[k : k + CHUNK]]
+            for k in range(0, len(X), CHUNK)
+        ]
         scaled = (target - self.movement_scale_.mean) / self.movement_scale_.std
         return np.concatenate(design), scaled[keep]
 
     def _state(self) -> dict[str, np.ndarray]:
-        state = {"weights": self.weights_, "intercept": self.intercept_, "penalty": np.array([self.penalty_])}
-        return state | {f"lags{k}": np.array(lags, dtype=np.int64) for k, lags in enumerate(self.lags_)}
+        return ridge_state(self.ridge_) | {f"lags{k}": lags for k, lags in enumerate(self.lags_)}
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
-        self.weights_, self.intercept_ = state["weights"], state["intercept"]
-        self.penalty_ = float(state["penalty"][0])
-        self.lags_ = [state[f"lags{k}"].tolist() for k in range(len(self.clocks_))]
+        self.ridge_ = restored_ridge(state)
+        self.lags_ = [state[f"lags{k}"] for k in range(len(self.clocks_))]
+
+
+def ridge_state(ridge: Ridge, prefix: str = "") -> dict[str, np.ndarray]:
+    """What a checkpoint keeps of a ridge."""
+    return {
+        f"{prefix}weights": ridge.weights,
+        f"{prefix}intercept": ridge.intercept,
+        f"{prefix}penalty": np.array([ridge.penalty]),
+    }
+
+
+def restored_ridge(state: dict[str, np.ndarray], prefix: str = "") -> Ridge:
+    """The inverse of `ridge_state`."""
+    return Ridge(state[f"{prefix}weights"], state[f"{prefix}intercept"], float(state[f"{prefix}penalty"][0]))
