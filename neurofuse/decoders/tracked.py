@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -197,19 +198,22 @@ class LagNetwork(nn.Module):
             )
         ]
 
-    def alignment_loss(self, reading: Reading, lag_BTC: Tensor) -> Tensor:
-        """How badly the streams are matched: by the known lag where there is one, else by recognition."""
+    def alignment_loss(self, reading: Reading, lag_BTC: Tensor, both_BC: Tensor) -> Tensor:
+        """How badly the streams are matched: by the known lag where there is one, else by recognition.
+
+        Windows that miss one of the two streams throughout (`both_BC` False) are left out.
+        """
         losses = []
         for c, attention in enumerate(self.attending):
+            both = both_BC[:, c]
             known = torch.isfinite(lag_BTC[..., c]) & (lag_BTC[..., c].abs() <= self.max_lag)
             if bool(known.any()):
-                losses.append(lag_loss(reading.posteriors[c], lag_BTC[..., c], known, self.max_lag))
-            else:
-                losses.append(
-                    recognition_loss(
-                        reading.queries[c], reading.keys[c], reading.scores[c], attention.log_prior_L
-                    )
-                )
+                known = known & both[:, None]
+                if bool(known.any()):
+                    losses.append(lag_loss(reading.posteriors[c], lag_BTC[..., c], known, self.max_lag))
+            elif int(both.sum()) > 1:
+                query, key, score = (x[c][both] for x in (reading.queries, reading.keys, reading.scores))
+                losses.append(recognition_loss(query, key, score, attention.log_prior_L))
         return torch.stack(losses).sum() if losses else lag_BTC.new_zeros(())
 
 
@@ -297,8 +301,11 @@ class TrackedDecoder(TorchDecoder):
     def _alignment_loss(self, reading: Reading, batch: Batch) -> Tensor | float:
         if not self.align_weight:
             return 0.0
-        lag_BTC = torch.as_tensor(batch.lag, device=next(self.network_.parameters()).device)
-        return self.align_weight * self.network_.alignment_loss(reading, lag_BTC)
+        device = next(self.network_.parameters()).device
+        there = np.stack([p.any(1) for p in batch.present], axis=-1)
+        both_BC = torch.as_tensor(there[:, 1:] & there[:, :1], device=device)
+        lag_BTC = torch.as_tensor(batch.lag, device=device)
+        return self.align_weight * self.network_.alignment_loss(reading, lag_BTC, both_BC)
 
     def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> LagNetwork:
         return LagNetwork(
