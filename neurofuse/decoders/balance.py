@@ -26,7 +26,7 @@ from neurofuse.windows import Batch
 Balance = Literal["none", "ogm-ge", "blend"]
 
 # Share of the masked windows in which a clock is missing throughout; in the others a stretch of it is.
-WHOLE = 0.5
+WHOLE = 0.75
 # OGM-GE: how hard a clock that is ahead is held back, and what keeps scores finite. Of each batch so many are judged.
 ALPHA = 0.5
 SCORE_EPS = 1e-3
@@ -59,28 +59,45 @@ def check_balance(balance: str, modality_dropout: float) -> None:
         )
 
 
-def drop_clocks(batch: Batch, rate: float, rng: np.random.Generator) -> Batch:
-    """Modality dropout: mask a clock as absent, wholly or in a stretch, in a share `rate` of the windows.
+def with_masked(
+    batch: Batch, target: np.ndarray, rate: float, rng: np.random.Generator
+) -> tuple[Batch, np.ndarray]:
+    """Modality dropout: show each window once more with probability `rate`, then with a clock missing.
 
-    With more than two clocks any number of them but all is masked. A token that holds anything keeps something:
-    where the other clocks were not recorded nothing is taken. With one clock nothing happens, and nothing is drawn.
+    Masked copies come on top of the batch and not in place of its windows: what both clocks tell together is
+    learned from as many windows as without them. With one clock nothing happens, and nothing is drawn.
 
-    Source: Neverova et al. 2016, ModDrop (IEEE TPAMI 38:1692), in time.
+    Source: Neverova et al. 2016, ModDrop (IEEE TPAMI 38:1692), in time and on copies.
     """
-    n_clocks = len(batch.present)
-    if n_clocks < 2 or rate == 0:
-        return batch
+    if len(batch.present) < 2 or rate == 0:
+        return batch, target
+    again = np.flatnonzero(rng.random(len(target)) < rate)
+    masked = mask_clocks(take(batch, again), rng)
+    joined = Batch(
+        tuple(np.concatenate(pair) for pair in zip(batch.values, masked.values, strict=True)),
+        tuple(np.concatenate(pair) for pair in zip(batch.present, masked.present, strict=True)),
+        np.concatenate([batch.movement, masked.movement]),
+        np.concatenate([batch.lag, masked.lag]),
+        batch.reach,
+    )
+    return joined, np.concatenate([target, target[again]])
+
+
+def mask_clocks(batch: Batch, rng: np.random.Generator) -> Batch:
+    """Mask a clock of every window as absent, throughout or for a stretch; of more than two, any number but all.
+
+    A token that holds anything keeps something: where the other clocks were not recorded nothing is taken.
+    """
     present_KBW = np.stack(batch.present)
-    _, n_windows, n_tokens = present_KBW.shape
-    struck_B = rng.random(n_windows) < rate
-    n_lost_B = rng.integers(1, n_clocks, size=n_windows, dtype=np.int64)
+    n_clocks, n_windows, n_tokens = len(batch.present), len(batch.movement), present_KBW.shape[-1]
+    n_lost_B = rng.integers(1, n_clocks, n_windows)
     rank_BK = np.argsort(np.argsort(rng.random((n_windows, n_clocks)), axis=1), axis=1)
-    lost_BK = struck_B[:, None] & (rank_BK < n_lost_B[:, None])
     whole_B = rng.random(n_windows) < WHOLE
     length_B = np.where(whole_B, n_tokens, rng.integers(1, n_tokens + 1, n_windows))
     begin_B = rng.integers(0, n_tokens - length_B + 1)
     after_BW = np.arange(n_tokens) - begin_B[:, None]
-    masked_KBW = lost_BK.T[:, :, None] & (after_BW >= 0) & (after_BW < length_B[:, None])
+    lost_KB = (rank_BK < n_lost_B[:, None]).T
+    masked_KBW = lost_KB[..., None] & (after_BW >= 0) & (after_BW < length_B[:, None])
     left_BW = (present_KBW & ~masked_KBW).any(0)
     return _masked(batch, masked_KBW & left_BW)
 
@@ -107,13 +124,13 @@ def draw_views(batch: Batch, weights: FloatArray, rng: np.random.Generator) -> B
     return _masked(batch, np.stack(absent))
 
 
-def first_windows(batch: Batch, n: int) -> Batch:
-    """The first windows of a batch."""
+def take(batch: Batch, rows: np.ndarray | slice) -> Batch:
+    """Some windows of a batch."""
     return Batch(
-        tuple(v[:n] for v in batch.values),
-        tuple(p[:n] for p in batch.present),
-        batch.movement[:n],
-        batch.lag[:n],
+        tuple(v[rows] for v in batch.values),
+        tuple(p[rows] for p in batch.present),
+        batch.movement[rows],
+        batch.lag[rows],
         batch.reach,
     )
 
@@ -178,20 +195,20 @@ def update_scales(losses: Sequence[float]) -> FloatArray:
 
 @contextmanager
 def modulated(
-    parts: Sequence[Sequence[Part]], scales: FloatArray, *, generator: torch.Generator
+    parts: Sequence[Sequence[Part]], scales: FloatArray, *, generator: torch.Generator | None
 ) -> Iterator[None]:
     """Around an optimizer's step: scale what it does to each clock's encoder; generalisation enhancement on top.
 
     Adam divides a constant factor on gradients out again, so it is the update that is scaled. What noise the
     scaling takes from an encoder that is held back is given back to its gradient, with the gradient's own spread
-    (Peng et al. 2022, eq. 12).
+    (Peng et al. 2022, eq. 12); without a generator it is not.
     """
     held = [(part, k) for own, k in zip(parts, scales, strict=True) if k < 1 for part in own]
     with torch.no_grad():
         before = [part.of(part.parameter).clone() for part, _ in held]
         for part, _ in held:
             gradient = part.parameter.grad
-            if gradient is None:
+            if gradient is None or generator is None:
                 continue
             own = part.of(gradient)
             noise = torch.randn(own.shape, generator=generator).to(own)

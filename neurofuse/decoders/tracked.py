@@ -68,6 +68,8 @@ class LagAttention(nn.Module):
         self.value = nn.Linear(width, width)
         self.log_temperature_H = nn.Parameter(torch.full((n_heads,), START_TEMPERATURE).log())
         self.log_prior_L = nn.Parameter(torch.zeros(2 * max_lag + 1))
+        # What a token says about the lag when the anchor is absent: nothing asks, and the usual lag is read.
+        self.unasked_L = nn.Parameter(torch.zeros(2 * max_lag + 1))
         self.step_logit = nn.Parameter(torch.tensor(2 * START_STEP).logit())
         self.leak_logit = nn.Parameter(torch.tensor(START_LEAK).logit())
 
@@ -177,7 +179,10 @@ class LagNetwork(nn.Module):
         ):
             asked = encoder(x, on)
             query, key = attention.queries(asking, there), attention.keys(asked, on)
-            score = band_scores(query, key)
+            unasked_BTL = (
+                (~there & on.any(1, keepdim=True))[..., None] * attention.unasked_L / attention.n_heads
+            )
+            score = band_scores(query, key) + unasked_BTL[:, None]
             weights = attention.posterior(score)
             features.append(attention.read(weights, asked))
             reading.posteriors.append(weights.mean(1)[:, edge:-edge])

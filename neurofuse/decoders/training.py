@@ -23,11 +23,11 @@ from neurofuse.decoders.balance import (
     check_balance,
     clock_parts,
     draw_views,
-    drop_clocks,
-    first_windows,
     keep_only,
     modulated,
+    take,
     update_scales,
+    with_masked,
 )
 from neurofuse.decoders.contract import Decoded, Decoder, hold_back
 from neurofuse.decoders.encoders import initialise
@@ -51,8 +51,8 @@ class TorchDecoder(Decoder):
         Features of every layer.
     dropout : float
     modality_dropout : float
-        Probability that a training window misses a clock, throughout or for a stretch; see `drop_clocks`. It lets a
-        decoder go on when a stream fails. Nothing happens with a single clock.
+        Probability that a training window is shown once more with a clock missing, throughout or for a stretch; see
+        `with_masked`. It lets a decoder go on when a stream fails. Nothing happens with a single clock.
     balance : "none", "ogm-ge" or "blend"
         Hold back the encoder of a clock that is ahead (`update_scales`, `modulated`), or weigh the losses of all
         clocks together and of each alone (`blend_weights`).
@@ -81,7 +81,7 @@ class TorchDecoder(Decoder):
         *,
         width: int = 64,
         dropout: float = 0.1,
-        modality_dropout: float = 0.3,
+        modality_dropout: float = 0.5,
         balance: Balance = "none",
         n_steps: int = 600,
         batch_size: int = 32,
@@ -199,9 +199,12 @@ class TorchDecoder(Decoder):
                     order = np.concatenate([order, rng.permutation(len(X))])
                 rows, order = order[: self.batch_size], order[self.batch_size :]
                 whole = self._draw(X, rows, rng)
-                batch = draw_views(whole, blend.weights, rng) if balance == "blend" else whole
+                if balance == "blend":
+                    batch, wanted = draw_views(whole, blend.weights, rng), target[rows]
+                else:
+                    batch, wanted = with_masked(whole, target[rows], self.modality_dropout, rng)
                 net.train()
-                loss = self._loss(drop_clocks(batch, self.modality_dropout, rng), target[rows])
+                loss = self._loss(batch, wanted)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 watch.see_gradients()
@@ -223,22 +226,15 @@ class TorchDecoder(Decoder):
                 found = {"step": step, "train": float(np.mean(recent)), "validation": held}
                 found |= watch.report(before)
                 if len(clocks) > 1:
-                    alone = [self._mean_loss(validation[watched], check[watched], only=[k]) for k in clocks]
-                    found |= self._by_clock("only", alone)
-                    found |= self._by_clock(
-                        "without", self._without(validation[watched], check[watched], alone)
-                    )
-                if balance == "ogm-ge":
+                    found |= self._apart(validation[watched], check[watched])
+                if scales:
                     found |= self._by_clock("scale", np.mean(scales, axis=0))
                 if balance == "blend":
-                    found |= {"weight/all": float(blend.weights[0])} | self._by_clock(
-                        "weight", blend.weights[1:]
+                    found |= {"weight/all": float(blend.weights[0])}
+                    found |= self._by_clock("weight", blend.weights[1:])
+                    blend.judge(
+                        self._views(X[seen], target[seen]), self._views(validation[watched], check[watched])
                     )
-                    learned = [
-                        self._mean_loss(X[seen], target[seen], only=only)
-                        for only in (None, *([k] for k in clocks))
-                    ]
-                    blend.judge(learned, [self._mean_loss(validation[watched], check[watched]), *alone])
                 for name, value in found.items():
                     self.history_.setdefault(name, []).append(value)
                 recent, scales = [], []
@@ -274,18 +270,25 @@ class TorchDecoder(Decoder):
     def _by_clock(self, name: str, values: Any) -> dict[str, float]:
         return {f"{name}/{clock}": float(v) for clock, v in zip(self.clocks_, values, strict=True)}
 
-    def _without(self, X: Windows, target: np.ndarray, alone: list[float]) -> list[float]:
-        """Loss without each clock; of two clocks, what the other scores alone."""
-        if len(alone) == 2:
-            return alone[::-1]
-        rest = [[j for j in range(len(alone)) if j != k] for k in range(len(alone))]
-        return [self._mean_loss(X, target, only=only) for only in rest]
+    def _apart(self, X: Windows, target: np.ndarray) -> dict[str, float]:
+        """Loss with only, and without, each clock. Of two clocks one question answers both."""
+        clocks = range(len(self.clocks_))
+        only = [self._mean_loss(X, target, only=[k]) for k in clocks]
+        rest = [[j for j in clocks if j != k] for k in clocks]
+        without = only[::-1] if len(only) == 2 else [self._mean_loss(X, target, only=r) for r in rest]
+        return self._by_clock("only", only) | self._by_clock("without", without)
+
+    def _views(self, X: Windows, target: np.ndarray) -> list[float]:
+        """Loss with all clocks, then with each alone."""
+        return [
+            self._mean_loss(X, target, only=only) for only in (None, *([k] for k in range(len(self.clocks_))))
+        ]
 
     @torch.no_grad()
     def _update_scales(self, batch: Batch, target: np.ndarray) -> np.ndarray:
         """How far each clock's encoder may go this step, from what each says of some windows alone."""
         self.network_.eval()
-        few, said = first_windows(batch, N_JUDGED), target[:N_JUDGED]
+        few, said = take(batch, slice(N_JUDGED)), target[:N_JUDGED]
         alone = [float(self._loss(keep_only(few, [k]), said)) for k in range(len(self.clocks_))]
         return update_scales(alone)
 
