@@ -40,7 +40,7 @@ WAYS: dict[str, dict[str, object]] = {
     "blending": {"balance": "blend"},
 }
 SCORES = ("both", "field masked", "field alone", "contribution", "gain over spikes")
-SETTINGS = {"width": 32, "batch_size": 16, "n_steps": 400}
+SETTINGS = {"width": 32, "batch_size": 16, "n_steps": 250}
 
 
 def dominated() -> Split:

@@ -28,7 +28,7 @@ Balance = Literal["none", "ogm-ge", "blend"]
 # Share of the masked windows in which a clock is missing throughout; in the others a stretch of it is.
 WHOLE = 0.75
 # OGM-GE: how hard a clock that is ahead is held back, and what keeps scores finite. Of each batch so many are judged.
-ALPHA = 0.5
+ALPHA = 0.3
 SCORE_EPS = 1e-3
 N_JUDGED = 8
 # Blending: checks a period, overfitting below which a loss counts as not overfitting at all (in standard units
@@ -59,44 +59,26 @@ def check_balance(balance: str, modality_dropout: float) -> None:
         )
 
 
-def with_masked(
-    batch: Batch, target: np.ndarray, rate: float, rng: np.random.Generator
-) -> tuple[Batch, np.ndarray]:
-    """Modality dropout: show each window once more with probability `rate`, then with a clock missing.
+def drop_clocks(batch: Batch, rate: float, rng: np.random.Generator) -> Batch:
+    """Modality dropout: with probability `rate` a window misses a clock, throughout or for a stretch.
 
-    Masked copies come on top of the batch and not in place of its windows: what both clocks tell together is
-    learned from as many windows as without them. With one clock nothing happens, and nothing is drawn.
+    Of more than two clocks any number but all is masked. A token that holds anything keeps something: where the
+    other clocks were not recorded nothing is taken. With one clock nothing happens, and nothing is drawn.
 
-    Source: Neverova et al. 2016, ModDrop (IEEE TPAMI 38:1692), in time and on copies.
+    Source: Neverova et al. 2016, ModDrop (IEEE TPAMI 38:1692), in time.
     """
     if len(batch.present) < 2 or rate == 0:
-        return batch, target
-    again = np.flatnonzero(rng.random(len(target)) < rate)
-    masked = mask_clocks(take(batch, again), rng)
-    joined = Batch(
-        tuple(np.concatenate(pair) for pair in zip(batch.values, masked.values, strict=True)),
-        tuple(np.concatenate(pair) for pair in zip(batch.present, masked.present, strict=True)),
-        np.concatenate([batch.movement, masked.movement]),
-        np.concatenate([batch.lag, masked.lag]),
-        batch.reach,
-    )
-    return joined, np.concatenate([target, target[again]])
-
-
-def mask_clocks(batch: Batch, rng: np.random.Generator) -> Batch:
-    """Mask a clock of every window as absent, throughout or for a stretch; of more than two, any number but all.
-
-    A token that holds anything keeps something: where the other clocks were not recorded nothing is taken.
-    """
+        return batch
     present_KBW = np.stack(batch.present)
     n_clocks, n_windows, n_tokens = len(batch.present), len(batch.movement), present_KBW.shape[-1]
+    struck_B = rng.random(n_windows) < rate
     n_lost_B = rng.integers(1, n_clocks, n_windows)
     rank_BK = np.argsort(np.argsort(rng.random((n_windows, n_clocks)), axis=1), axis=1)
     whole_B = rng.random(n_windows) < WHOLE
     length_B = np.where(whole_B, n_tokens, rng.integers(1, n_tokens + 1, n_windows))
     begin_B = rng.integers(0, n_tokens - length_B + 1)
     after_BW = np.arange(n_tokens) - begin_B[:, None]
-    lost_KB = (rank_BK < n_lost_B[:, None]).T
+    lost_KB = struck_B & (rank_BK < n_lost_B[:, None]).T
     masked_KBW = lost_KB[..., None] & (after_BW >= 0) & (after_BW < length_B[:, None])
     left_BW = (present_KBW & ~masked_KBW).any(0)
     return _masked(batch, masked_KBW & left_BW)

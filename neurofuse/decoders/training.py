@@ -23,11 +23,11 @@ from neurofuse.decoders.balance import (
     check_balance,
     clock_parts,
     draw_views,
+    drop_clocks,
     keep_only,
     modulated,
     take,
     update_scales,
-    with_masked,
 )
 from neurofuse.decoders.contract import Decoded, Decoder, hold_back
 from neurofuse.decoders.encoders import initialise
@@ -51,8 +51,8 @@ class TorchDecoder(Decoder):
         Features of every layer.
     dropout : float
     modality_dropout : float
-        Probability that a training window is shown once more with a clock missing, throughout or for a stretch; see
-        `with_masked`. It lets a decoder go on when a stream fails. Nothing happens with a single clock.
+        Probability that a training window misses a clock, throughout or for a stretch; see `drop_clocks`. It lets a
+        decoder go on when a stream fails. Nothing happens with a single clock.
     balance : "none", "ogm-ge" or "blend"
         Hold back the encoder of a clock that is ahead (`update_scales`, `modulated`), or weigh the losses of all
         clocks together and of each alone (`blend_weights`).
@@ -81,7 +81,7 @@ class TorchDecoder(Decoder):
         *,
         width: int = 64,
         dropout: float = 0.1,
-        modality_dropout: float = 0.5,
+        modality_dropout: float = 0.2,
         balance: Balance = "none",
         n_steps: int = 600,
         batch_size: int = 32,
@@ -199,12 +199,9 @@ class TorchDecoder(Decoder):
                     order = np.concatenate([order, rng.permutation(len(X))])
                 rows, order = order[: self.batch_size], order[self.batch_size :]
                 whole = self._draw(X, rows, rng)
-                if balance == "blend":
-                    batch, wanted = draw_views(whole, blend.weights, rng), target[rows]
-                else:
-                    batch, wanted = with_masked(whole, target[rows], self.modality_dropout, rng)
+                batch = draw_views(whole, blend.weights, rng) if balance == "blend" else whole
                 net.train()
-                loss = self._loss(batch, wanted)
+                loss = self._loss(drop_clocks(batch, self.modality_dropout, rng), target[rows])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 watch.see_gradients()
