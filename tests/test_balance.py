@@ -258,6 +258,20 @@ def test_windows_that_miss_a_stream_do_not_teach_the_lag(parts):
         assert decoder._alignment_loss(decoder.network_(*decoder._inputs(batch))[1], batch).item() > 0
 
 
+def test_where_nothing_asks_the_usual_lag_is_read(parts):
+    """With the anchor absent the posterior is what was learned for that case; with it there, it is as before."""
+    decoder = quick("tracked", n_steps=1).fit(parts.train, validation=parts.validation)
+    asked = decoder.decode(parts.test)
+    attention = decoder.network_.attentions[0]
+    with torch.no_grad():
+        attention.unasked_L.zero_()
+        attention.unasked_L[3] = 1.0
+    np.testing.assert_array_equal(decoder.decode(parts.test).posterior["b"], asked.posterior["b"])
+    alone = decoder.decode(failing(parts.test, 0))
+    assert (alone.path["b"] == 3).all()
+    assert (alone.posterior["b"][..., 3] > 0.9).all()
+
+
 @pytest.mark.parametrize("name", ["early", "tracked"])
 def test_decoding_goes_on_when_a_stream_fails(name):
     """As well as a decoder that never had it, and in between where it fails now and then."""

@@ -166,9 +166,9 @@ def update_scales(losses: Sequence[float]) -> FloatArray:
     """OGM: by how much the update of each clock's encoder is scaled, from the mean squared error of each alone.
 
     s_u = 1 / (MSE_u + eps), rho_u = s_u / mean of the others' s, k_u = 1 - tanh(alpha * max(rho_u - 1, 0)).
-    Peng et al. 2022 (CVPR, "Balanced multimodal learning via on-the-fly gradient modulation", eq. 8-10) score a
-    class probability and scale by 1 - tanh(alpha * rho) once rho exceeds 1; without their jump at 1, clocks that
-    are level are not held back in turns.
+    Peng et al. 2022 (CVPR, "Balanced multimodal learning via on-the-fly gradient modulation") score by the
+    probability of the right class and scale by 1 - tanh(alpha * rho) once rho exceeds 1; without their jump at 1,
+    clocks that are level are not held back in turns.
     """
     score = 1 / (np.asarray(losses, dtype=np.float64) + SCORE_EPS)
     rho = score * (len(score) - 1) / (score.sum() - score)
@@ -183,7 +183,7 @@ def modulated(
 
     Adam divides a constant factor on gradients out again, so it is the update that is scaled. What noise the
     scaling takes from an encoder that is held back is given back to its gradient, with the gradient's own spread
-    (Peng et al. 2022, eq. 12); without a generator it is not.
+    (Peng et al. 2022); without a generator it is not.
     """
     held = [(part, k) for own, k in zip(parts, scales, strict=True) if k < 1 for part in own]
     with torch.no_grad():

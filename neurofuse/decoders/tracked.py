@@ -179,9 +179,7 @@ class LagNetwork(nn.Module):
         ):
             asked = encoder(x, on)
             query, key = attention.queries(asking, there), attention.keys(asked, on)
-            unasked_BTL = (
-                (~there & on.any(1, keepdim=True))[..., None] * attention.unasked_L / attention.n_heads
-            )
+            unasked_BTL = ~there[..., None] * attention.unasked_L / attention.n_heads
             score = band_scores(query, key) + unasked_BTL[:, None]
             weights = attention.posterior(score)
             features.append(attention.read(weights, asked))
