@@ -57,7 +57,7 @@ class SimulationConfig:
 # One modality dominates. Many well-tuned units tell both axes, and a decoder of a short recording fits its training
 # windows from them alone. The field follows the corrections as well, which reach the hand from where the array has
 # no electrodes: a fifth of the movement, that only a few noisy channels tell. What the units leave unexplained can
-# be memorised from spikes, so a decoder learns little to read from the field alone; benchmarks/balance.py says how much.
+# be memorised from spikes, so the field alone is read poorly; benchmarks/balance.py says how poorly.
 DOMINANCE = SimulationConfig(
     duration_s=150.0, n_units=96, n_channels=6, tuning=1.0, share=1.0, lfp_tuning=0.25, field_only=0.2
 )
