@@ -306,4 +306,7 @@ def _trained_on(scenario: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    # Workers find functions by the name of their module, which this is not when run by `-m`.
+    from benchmarks.alignment import main as run_main
+
+    run_main()

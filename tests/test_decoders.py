@@ -239,14 +239,14 @@ def believed(lag, match):
 )
 def test_the_alignment_loss_is_the_negative_log_probability_of_what_is_known(lag, likely):
     belief = believed([0.1, 0.2, 0.3, 0.3, 0.1], 0.8)
-    loss = alignment_loss(belief, torch.tensor([[lag]]), 2)
+    loss = alignment_loss(belief, torch.tensor([[lag]]), torch.ones(1, 1, dtype=torch.bool), 2)
     assert float(loss) == pytest.approx(-np.log(likely), abs=1e-6)
 
 
 def test_the_alignment_loss_takes_a_lag_give_or_take_a_token():
     # Lags of -2 to 2 tokens in halves; 0.5 is the truth, so 0 and 1 count half.
     belief = believed([0.0, 0.0, 0.1, 0.0, 0.2, 0.3, 0.4, 0.0, 0.0], 1.0)
-    loss = alignment_loss(belief, torch.tensor([[0.5]]), 2)
+    loss = alignment_loss(belief, torch.tensor([[0.5]]), torch.ones(1, 1, dtype=torch.bool), 2)
     assert float(loss) == pytest.approx(-np.log(0.1 + 0.3 + 0.2), abs=1e-6)
 
 

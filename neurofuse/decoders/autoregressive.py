@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from neurofuse.decoders.chain import Posterior
 from neurofuse.decoders.encoders import SeededDropout, StreamEncoder
 from neurofuse.decoders.lag import band_read, band_scores
-from neurofuse.decoders.tracked import alignment_loss
+from neurofuse.decoders.tracked import alignment_losses
 from neurofuse.decoders.training import DECODE_BATCH, TorchDecoder
 from neurofuse.recording import NeurofuseError
 from neurofuse.windows import EDGE_TOKENS, Batch, Windows
@@ -364,12 +364,8 @@ class AutoregressiveDecoder(TorchDecoder):
         return torch.as_tensor(scaled, dtype=torch.float32, device=next(self.network_.parameters()).device)
 
     def _alignment_loss(self, reading: Attention, batch: Batch) -> Tensor | float:
-        if not self.align_weight or not reading.posteriors:
-            return 0.0
-        lag_BTC = torch.as_tensor(batch.lag, device=reading.posteriors[0].device)
         beliefs = [Posterior.of_weights(p) for p in reading.posteriors]
-        losses = [alignment_loss(belief, lag_BTC[..., c], self.max_lag_) for c, belief in enumerate(beliefs)]
-        return self.align_weight * torch.stack(losses).sum()
+        return self.align_weight * alignment_losses(beliefs, batch, self.max_lag_)
 
     def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> AutoregressiveNetwork:
         if self.chunk < 1 or self.n_heard < 1:

@@ -10,7 +10,6 @@ Dimensions beside those of `lag.py`: R direction in time, M match (0) or no matc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +28,8 @@ START_DRIFT = 0.3
 START_JUMP = 0.01
 START_LOSE = 0.005
 START_FIND = 0.02
+# Adam moves a number by about its learning rate a step; rates are logarithms that may have far to go.
+PACE = 10.0
 # Probabilities below this are taken for it before a logarithm.
 TINY = 1e-30
 
@@ -362,22 +363,32 @@ class LagChain(nn.Module):
 
     def __init__(self, n_lags: int, steps: int) -> None:
         super().__init__()
-        self.log_prior_L = nn.Parameter(torch.zeros(n_lags))
-        self.log_drift = nn.Parameter(torch.tensor(math.log(START_DRIFT * steps)))
-        self.logit_JLF = nn.Parameter(torch.tensor([START_JUMP, START_LOSE, START_FIND]).logit())
+        self.prior_L = nn.Parameter(torch.zeros(n_lags))
+        self.drift = nn.Parameter(torch.zeros(()))
+        self.odds_JLF = nn.Parameter(torch.zeros(3))
+        start_JLF = torch.tensor([START_JUMP, START_LOSE, START_FIND]).logit()
+        self.register_buffer("start_JLF", start_JLF, persistent=False)
+        self.start_drift = START_DRIFT * steps
         up_LG, down_GL = finer(n_lags, steps)
         self.register_buffer("up_LG", up_LG, persistent=False)
         self.register_buffer("down_GL", down_GL, persistent=False)
 
     up_LG: Tensor
     down_GL: Tensor
+    start_JLF: Tensor
 
     @property
     def rates(self) -> ChainRates:
         """Drift, jump, loss, return and prior as they stand."""
-        jump, lose, find = self.logit_JLF.sigmoid()
+        jump, lose, find = (self.start_JLF + PACE * self.odds_JLF).sigmoid()
+        drift = self.start_drift * (PACE * self.drift).exp()
         # Linear, not cubic: a prior may not overshoot.
-        return ChainRates(self.log_drift.exp(), jump, lose, find, self.log_prior_L @ self.down_GL.T)
+        return ChainRates(drift, jump, lose, find, self.log_prior_L @ self.down_GL.T)
+
+    @property
+    def log_prior_L(self) -> Tensor:
+        """Log probability of each lag before anything was seen, up to a constant."""
+        return PACE * self.prior_L
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ without a chain it is softmax cross-attention; with the lag given it is the orac
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -35,6 +36,8 @@ from neurofuse.windows import EDGE_TOKENS, Batch, Windows
 Chain = Literal["tracked", "constant", "softmax", "given"]
 
 START_TEMPERATURE = 4.0
+# One window in so many is also decoded from each clock alone in training.
+ALONE_EVERY = 4
 
 
 class LagAttention(nn.Module):
@@ -126,6 +129,7 @@ class Reading:
 
     beliefs: list[Posterior]  # of the window's tokens; the mean over heads where heads differ
     evidence: list[tuple[Tensor, Tensor]]  # of the window's tokens: every lag (B, T, L), and no match (B, T)
+    alone: list[Tensor]  # in training, movement from each clock alone, for the first windows: (b, T, A)
 
     @property
     def posteriors(self) -> list[Tensor]:
@@ -184,6 +188,11 @@ class LagNetwork(nn.Module):
         self.head = MovementHead(
             width * len(n_inputs), width, n_axes, kernel=kernel, dropout=dropout, causal=causal
         )
+        # For moments when all clocks but one are absent.
+        self.alone = nn.ModuleList(
+            MovementHead(width, width, n_axes, kernel=kernel, dropout=dropout, causal=causal)
+            for _ in (n_inputs if len(n_inputs) > 1 else ())
+        )
 
     @property
     def attending(self) -> list[LagAttention]:
@@ -207,23 +216,35 @@ class LagNetwork(nn.Module):
         edge, spare = EDGE_TOKENS, reach - EDGE_TOKENS
         there = _trim(present[0], spare)
         asking = self.encoders[0](_trim(values[0], spare), there)
-        features, reading = [asking], Reading([], [])
+        features, reading = [asking], Reading([], [], [])
+        own, shown = [asking], [there]
         for c, (encoder, attention) in enumerate(zip(self.encoders[1:], self.attending, strict=True)):
             asked = encoder(values[c + 1], present[c + 1])
             query, key = attention.queries(asking, there), attention.keys(asked, present[c + 1])
             score, lost = attention.evidence(query, key)
             if self.chain == "softmax":
                 found, weight_BHTL = attention.softmax_read(query, key, asked)
-                belief = Posterior(
-                    weight_BHTL.mean(1).clamp_min(TINY).log(), torch.full_like(lost, torch.inf)
-                )
+                belief = Posterior.of_weights(weight_BHTL.mean(1))
             else:
                 belief = attention.posterior(score, lost) if beliefs is None else beliefs[c]
                 found = attention.read(belief, asking, asked)
             features.append(found)
+            own.append(_trim(asked, spare))
+            shown.append(_trim(present[c + 1], spare))
             reading.beliefs.append(belief.map(lambda x: _trim(x, edge)))
             reading.evidence.append((_trim(score, edge), _trim(lost, edge)))
-        return self.head(torch.cat(features, -1))[:, edge:-edge], reading
+        said = _trim(self.head(torch.cat(features, -1)), edge)
+        if not self.alone:
+            return said, reading
+        shown_KBT = torch.stack([_trim(s, edge) for s in shown])
+        if self.training:
+            # Some windows are enough to learn from, and every window has a stream of its own.
+            some = slice(0, -(-len(said) // ALONE_EVERY))
+            reading.alone = [_trim(head(x[some]), edge) for head, x in zip(self.alone, own, strict=True)]
+        elif bool((single_BT := shown_KBT.sum(0) == 1).any()):
+            for head, x, is_there_BT in zip(self.alone, own, shown_KBT, strict=True):
+                said = torch.where((single_BT & is_there_BT)[..., None], _trim(head(x), edge), said)
+        return said, reading
 
     def paths(self, reading: Reading) -> list[Tensor]:
         """Most probable sequence of lags of each clock, shape (B, T), as indices of fine lags."""
@@ -233,13 +254,6 @@ class LagNetwork(nn.Module):
                 self.attending, reading.evidence, reading.beliefs, strict=True
             )
         ]
-
-    def alignment_loss(self, reading: Reading, lag_BTC: Tensor) -> Tensor:
-        """How badly the streams are matched; see `alignment_loss`."""
-        losses = [
-            alignment_loss(belief, lag_BTC[..., c], self.max_lag) for c, belief in enumerate(reading.beliefs)
-        ]
-        return torch.stack(losses).sum() if losses else lag_BTC.new_zeros(())
 
 
 def on_lag(lag_BT: Tensor, max_lag: int, n_fine: int) -> Posterior:
@@ -252,8 +266,8 @@ def on_lag(lag_BT: Tensor, max_lag: int, n_fine: int) -> Posterior:
     return Posterior.of_weights(lag_BTG)
 
 
-def alignment_loss(belief: Posterior, lag_BT: Tensor, max_lag: int) -> Tensor:
-    """Minus the log probability of what is known about lag and match, the mean over tokens.
+def alignment_loss(belief: Posterior, lag_BT: Tensor, both_BT: Tensor, max_lag: int) -> Tensor:
+    """Minus the log probability of what is known about lag and match, the mean over tokens that can tell.
 
     Where the lag is known (finite) that is a match at this lag, give or take a token, with weights that fall linearly:
     asking for more would be rewarded by false certainty. Where it is infinite (another window's stream was put in place
@@ -270,8 +284,21 @@ def alignment_loss(belief: Posterior, lag_BT: Tensor, max_lag: int) -> Tensor:
     log_likely = torch.where(
         foreign, F.logsigmoid(-belief.match_logit_BT), match + torch.where(known, at_lag, 0.0)
     )
-    counted = known | ~torch.isfinite(lag_BT)
+    counted = both_BT & (known | ~torch.isfinite(lag_BT))
     return -torch.where(counted, log_likely, 0.0).sum() / counted.sum().clamp_min(1)
+
+
+def alignment_losses(beliefs: list[Posterior], batch: Batch, max_lag: int) -> Tensor | float:
+    """The loss of every clock but the anchor, added up."""
+    total: Tensor | float = 0.0
+    inner = slice(batch.reach, batch.reach + batch.movement.shape[1])
+    for c, belief in enumerate(beliefs):
+        device = belief.match_logit_BT.device
+        # Where one of the two is missing there is nothing to be aligned.
+        both_BT = batch.present[0][:, inner] & batch.present[c + 1].any(axis=1, keepdims=True)
+        lag_BT = torch.as_tensor(batch.lag[..., c], device=device)
+        total = total + alignment_loss(belief, lag_BT, torch.as_tensor(both_BT, device=device), max_lag)
+    return total
 
 
 def _trim(x: Tensor, n: int) -> Tensor:
@@ -298,6 +325,8 @@ class TrackedDecoder(TorchDecoder):
     align_weight : float
         Weight of the alignment loss beside the movement loss; see `alignment_loss`. With 0 the movement loss
         alone has to find the lag.
+    alone_weight : float
+        Weight of the movement loss of each clock alone, for when all others are missing.
     foreign : float
         Share of training windows whose other clocks are taken from other windows, to learn what no match is.
     roam : float
@@ -321,6 +350,7 @@ class TrackedDecoder(TorchDecoder):
         track_every: int = 4,
         bidirectional: bool = False,
         align_weight: float = 0.1,
+        alone_weight: float = 0.2,
         foreign: float = 0.1,
         roam: float = 0.25,
         **training: Any,
@@ -334,11 +364,14 @@ class TrackedDecoder(TorchDecoder):
         self.track_every = track_every
         self.bidirectional = bidirectional
         self.align_weight = align_weight
+        self.alone_weight = alone_weight
         self.foreign = foreign
         self.roam = roam
 
     def _draw(self, X: Windows, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        return swap_some(X.batch(rows, rng=rng, roam=self.roam), self.foreign, rng)
+        batch = X.batch(rows, rng=rng, roam=self.roam)
+        # Without a chain, or told the lag, it has no notion of streams that do not match.
+        return swap_some(batch, self.foreign, rng) if self.chain in ("tracked", "constant") else batch
 
     @torch.no_grad()
     def decode_through(self, X: Windows) -> Decoded:
@@ -357,11 +390,14 @@ class TrackedDecoder(TorchDecoder):
         clocks = self.clocks_[1:]
         return replace(said, path={c: t.path_of(X) for c, t in zip(clocks, tracks, strict=True)})
 
-    def _alignment_loss(self, reading: Reading, batch: Batch) -> Tensor | float:
-        if not self.align_weight:
-            return 0.0
-        lag_BTC = torch.as_tensor(batch.lag, device=next(self.network_.parameters()).device)
-        return self.align_weight * self.network_.alignment_loss(reading, lag_BTC)
+    def _more_loss(self, reading: Reading, batch: Batch, error: Callable[[Tensor], Tensor]) -> Tensor | float:
+        loss = self.align_weight * alignment_losses(reading.beliefs, batch, self.max_lag_)
+        inner = slice(batch.reach, batch.reach + batch.movement.shape[1])
+        for said, present in zip(reading.alone, batch.present, strict=False):
+            there_BT = torch.as_tensor(present[: len(said), inner], device=said.device)
+            missed = torch.where(there_BT[..., None], error(said), 0.0)
+            loss = loss + self.alone_weight * missed.sum() / (there_BT.sum() * said.shape[-1]).clamp_min(1)
+        return loss
 
     def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> LagNetwork:
         return LagNetwork(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,21 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from neurofuse.decoders.balance import (
+    N_JUDGED,
+    N_WATCHED,
+    Balance,
+    Blend,
+    Watch,
+    check_balance,
+    clock_parts,
+    draw_views,
+    drop_clocks,
+    keep_only,
+    modulated,
+    take,
+    update_scales,
+)
 from neurofuse.decoders.contract import Decoded, Decoder, hold_back
 from neurofuse.decoders.encoders import initialise
 from neurofuse.recording import NeurofuseError
@@ -34,6 +50,12 @@ class TorchDecoder(Decoder):
     width : int
         Features of every layer.
     dropout : float
+    modality_dropout : float
+        Probability that a training window misses a clock, throughout or for a stretch; see `drop_clocks`. It lets a
+        decoder go on when a stream fails. Nothing happens with a single clock.
+    balance : "none", "ogm-ge" or "blend"
+        Hold back the encoder of a clock that is ahead (`update_scales`, `modulated`), or weigh the losses of all
+        clocks together and of each alone (`blend_weights`).
     n_steps : int
         Most gradient steps taken.
     batch_size : int
@@ -59,6 +81,8 @@ class TorchDecoder(Decoder):
         *,
         width: int = 64,
         dropout: float = 0.1,
+        modality_dropout: float = 0.2,
+        balance: Balance = "none",
         n_steps: int = 600,
         batch_size: int = 32,
         learning_rate: float = 3e-3,
@@ -72,6 +96,8 @@ class TorchDecoder(Decoder):
     ) -> None:
         self.width = width
         self.dropout = dropout
+        self.modality_dropout = modality_dropout
+        self.balance = balance
         self.n_steps = n_steps
         self.batch_size = batch_size
         self.learning_rate = learning_rate
@@ -108,6 +134,7 @@ class TorchDecoder(Decoder):
         """
         if len(X) == 0:
             raise NeurofuseError("there are no training windows; the recording is shorter than one window.")
+        check_balance(self.balance, self.modality_dropout)
         target = self._target(X, y)
         if validation is None:
             X, validation, target, check = hold_back(X, target)
@@ -125,10 +152,26 @@ class TorchDecoder(Decoder):
         self._descend(X, target, validation, check, rng)
         return self
 
+    history_: dict[str, list[float]]
+    """One entry a validation check: `step`; mean losses `train` (as trained, masks and all) and `validation`;
+    `gradient/PART`, mean norm since the last check, and `update/PART`, the last update over the weights it
+    changed; with more than one clock `only/CLOCK` and `without/CLOCK`, the validation loss with every other
+    clock absent and with that one absent; `scale/CLOCK` under "ogm-ge", `weight/...` under "blend"."""
+
     def _descend(
         self, X: Windows, target: np.ndarray, validation: Windows, check: np.ndarray, rng: np.random.Generator
     ) -> None:
         net = self.network_
+        clocks = range(len(self.clocks_))
+        parts = clock_parts(net, [len(f) for f in self.features_])
+        balance = self.balance if len(clocks) > 1 else "none"
+        if balance == "ogm-ge" and not parts:
+            raise NeurofuseError(
+                f"'{self.name}' has no encoders of single clocks to hold back; choose balance 'blend' or 'none'."
+            )
+        watch, blend = Watch(net, parts), Blend(len(clocks))
+        noise = torch.Generator().manual_seed(self.seed)
+        watched, seen = _spread(validation, N_WATCHED), _spread(X, N_WATCHED)
         decay, plain = _by_decay(net)
         optimizer = torch.optim.AdamW(
             [{"params": decay, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}],
@@ -136,8 +179,9 @@ class TorchDecoder(Decoder):
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(self.n_steps))
         best, best_state, waited = math.inf, copy.deepcopy(net.state_dict()), 0
-        self.history_: dict[str, list[float]] = {"step": [], "train": [], "validation": []}
+        self.history_ = {}
         recent: list[float] = []
+        scales: list[np.ndarray] = []
         order = np.empty(0, dtype=np.int64)
         bar = tqdm(
             total=self.n_steps,
@@ -154,22 +198,43 @@ class TorchDecoder(Decoder):
                 if order.size < min(self.batch_size, len(X)):
                     order = np.concatenate([order, rng.permutation(len(X))])
                 rows, order = order[: self.batch_size], order[self.batch_size :]
+                whole = self._draw(X, rows, rng)
+                batch = draw_views(whole, blend.weights, rng) if balance == "blend" else whole
                 net.train()
-                loss = self._loss(self._draw(X, rows, rng), target[rows])
+                loss = self._loss(drop_clocks(batch, self.modality_dropout, rng), target[rows])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
+                watch.see_gradients()
                 nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-                optimizer.step()
+                at_check = step % self.check_every == 0 or step == self.n_steps
+                before = watch.copy() if at_check else {}
+                holding: Any = nullcontext()
+                if balance == "ogm-ge":
+                    scales.append(self._update_scales(whole, target[rows]))
+                    holding = modulated(parts, scales[-1], generator=noise)
+                with holding:
+                    optimizer.step()
                 schedule.step()
                 recent.append(float(loss.detach()))
                 bar.update()
-                if step % self.check_every and step != self.n_steps:
+                if not at_check:
                     continue
                 held = self._mean_loss(validation, check)
-                self.history_["step"].append(step)
-                self.history_["train"].append(float(np.mean(recent)))
-                self.history_["validation"].append(held)
-                recent = []
+                found = {"step": step, "train": float(np.mean(recent)), "validation": held}
+                found |= watch.report(before)
+                if len(clocks) > 1:
+                    found |= self._apart(validation[watched], check[watched])
+                if scales:
+                    found |= self._by_clock("scale", np.mean(scales, axis=0))
+                if balance == "blend":
+                    found |= {"weight/all": float(blend.weights[0])}
+                    found |= self._by_clock("weight", blend.weights[1:])
+                    blend.judge(
+                        self._views(X[seen], target[seen]), self._views(validation[watched], check[watched])
+                    )
+                for name, value in found.items():
+                    self.history_.setdefault(name, []).append(value)
+                recent, scales = [], []
                 bar.set_postfix(validation=f"{held:.3f}", best=f"{min(best, held):.3f}", refresh=False)
                 if held < best:
                     best, best_state, waited = held, copy.deepcopy(net.state_dict()), 0
@@ -193,22 +258,56 @@ class TorchDecoder(Decoder):
             torch.isfinite(true)
             & ~torch.as_tensor(np.isinf(batch.lag).any(axis=(1, 2)), device=said.device)[:, None, None]
         )
-        loss = torch.where(there, said - torch.nan_to_num(true), 0.0).square().sum() / there.sum().clamp_min(
-            1
-        )
-        return loss + self._alignment_loss(reading, batch) if self.network_.training else loss
+        wanted = torch.nan_to_num(true)
+        loss = torch.where(there, (said - wanted).square(), 0.0).sum() / there.sum().clamp_min(1)
+        if not self.network_.training:
+            return loss
 
-    def _alignment_loss(self, reading: Any, batch: Batch) -> Tensor | float:
+        def error(some: Tensor) -> Tensor:
+            """Squared error of the first windows, zero where nothing is known; shape (b, T, A)."""
+            return torch.where(there[: len(some)], (some - wanted[: len(some)]).square(), 0.0)
+
+        return loss + self._more_loss(reading, batch, error)
+
+    def _more_loss(self, reading: Any, batch: Batch, error: Callable[[Tensor], Tensor]) -> Tensor | float:
         """What training adds to the movement loss; nothing, for decoders that look for no lag."""
         return 0.0
 
+    def _by_clock(self, name: str, values: Any) -> dict[str, float]:
+        return {f"{name}/{clock}": float(v) for clock, v in zip(self.clocks_, values, strict=True)}
+
+    def _apart(self, X: Windows, target: np.ndarray) -> dict[str, float]:
+        """Loss with only, and without, each clock. Of two clocks one question answers both."""
+        clocks = range(len(self.clocks_))
+        only = [self._mean_loss(X, target, only=[k]) for k in clocks]
+        rest = [[j for j in clocks if j != k] for k in clocks]
+        without = only[::-1] if len(only) == 2 else [self._mean_loss(X, target, only=r) for r in rest]
+        return self._by_clock("only", only) | self._by_clock("without", without)
+
+    def _views(self, X: Windows, target: np.ndarray) -> list[float]:
+        """Loss with all clocks, then with each alone."""
+        return [
+            self._mean_loss(X, target, only=only) for only in (None, *([k] for k in range(len(self.clocks_))))
+        ]
+
     @torch.no_grad()
-    def _mean_loss(self, X: Windows, target: np.ndarray) -> float:
+    def _update_scales(self, batch: Batch, target: np.ndarray) -> np.ndarray:
+        """How far each clock's encoder may go this step, from what each says of some windows alone."""
+        self.network_.eval()
+        few, said = take(batch, slice(N_JUDGED)), target[:N_JUDGED]
+        alone = [float(self._loss(keep_only(few, [k]), said)) for k in range(len(self.clocks_))]
+        return update_scales(alone)
+
+    @torch.no_grad()
+    def _mean_loss(self, X: Windows, target: np.ndarray, *, only: Collection[int] | None = None) -> float:
+        """Of windows as they are, or with some clocks only."""
         self.network_.eval()
         starts = range(0, len(X), DECODE_BATCH)
-        losses = [
-            self._loss(X.batch(slice(k, k + DECODE_BATCH)), target[k : k + DECODE_BATCH]) for k in starts
-        ]
+        losses = []
+        for k in starts:
+            batch = X.batch(slice(k, k + DECODE_BATCH))
+            shown = batch if only is None else keep_only(batch, only)
+            losses.append(self._loss(shown, target[k : k + DECODE_BATCH]))
         sizes = [min(DECODE_BATCH, len(X) - k) for k in starts]
         return float(np.average([float(x) for x in losses], weights=sizes))
 
@@ -274,6 +373,11 @@ class TorchDecoder(Decoder):
 def _by_decay(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     matrices = [p for p in net.parameters() if p.ndim >= 2]
     return matrices, [p for p in net.parameters() if p.ndim < 2]
+
+
+def _spread(X: Windows, n: int) -> np.ndarray:
+    """At most `n` windows, evenly spaced."""
+    return np.unique(np.linspace(0, len(X) - 1, min(n, len(X))).round().astype(np.int64))
 
 
 def _warm_cosine(n_steps: int) -> Callable[[int], float]:

@@ -1,0 +1,339 @@
+"""Clocks masked in training, watched, and balanced: planted masks, updates, curves and a stream that fails."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_decoders import cut, quick, two_systems
+
+from neurofuse.decoders.balance import (
+    ALPHA,
+    LEAST_OVERFIT,
+    LEAST_SHARE,
+    PERIOD_CHECKS,
+    WHOLE,
+    Blend,
+    Part,
+    Watch,
+    blend_weights,
+    clock_parts,
+    draw_views,
+    drop_clocks,
+    keep_only,
+    modulated,
+    update_scales,
+)
+from neurofuse.decoders.family import DECODERS, make_decoder
+from neurofuse.decoders.tracked import alignment_losses, swap_some
+from neurofuse.decoders.training import TorchDecoder
+from neurofuse.recording import NeurofuseError
+from neurofuse.simulate import DOMINANCE, simulate
+from neurofuse.windows import Batch, Windows
+
+TORCH = sorted(name for name, kind in DECODERS.items() if issubclass(kind, TorchDecoder))
+# Late fusion and single streams train on one clock at a time; the perceiver encodes all in one.
+FUSING = [n for n in TORCH if n not in ("late", "late-variance", "spikes", "lfp")]
+WITHOUT_ENCODERS = ["perceiver"]
+
+
+def batch_of(n_windows, n_tokens, n_clocks, *, seed=0, recorded=0.9):
+    rng = np.random.default_rng(seed)
+    present = tuple(rng.random((n_windows, n_tokens)) < recorded for _ in range(n_clocks))
+    values = tuple(rng.standard_normal((*p.shape, 3)).astype(np.float32) * p[..., None] for p in present)
+    return Batch(
+        values, present, np.zeros((n_windows, 4, 2), np.float32), np.zeros((n_windows, 4, n_clocks - 1)), 1
+    )
+
+
+def failing(windows: Windows, clock: int, *, every_s: float | None = None) -> Windows:
+    """The same windows with a clock that recorded nothing, or nothing in every other stretch of `every_s`."""
+    tokens = windows.tokens
+    whole = tokens.clocks[clock]
+    step = np.arange(len(whole.cover) - 1)
+    on = (step * tokens.fine_s // every_s) % 2 == 0 if every_s else np.zeros(step.size, dtype=bool)
+    cover = np.concatenate([[0.0], np.cumsum(np.diff(whole.cover) * on)])
+    clocks = [replace(c, cover=cover) if k == clock else c for k, c in enumerate(tokens.clocks)]
+    return replace(windows, tokens=replace(tokens, clocks=tuple(clocks)))
+
+
+def told_nothing(windows: Windows, clock: int) -> Windows:
+    """The same windows with a clock whose features never change: what is left of a decoder without it."""
+    tokens = windows.tokens
+    clocks = [
+        replace(c, total=np.zeros_like(c.total)) if k == clock else c for k, c in enumerate(tokens.clocks)
+    ]
+    return replace(windows, tokens=replace(tokens, clocks=tuple(clocks)))
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return cut(two_systems())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 30), st.integers(2, 4), st.floats(0, 1), st.integers(0, 2**32 - 1))
+def test_masks_take_and_never_take_all(n_windows, n_tokens, n_clocks, rate, seed):
+    batch = batch_of(n_windows, n_tokens, n_clocks, seed=seed % 7)
+    masked = drop_clocks(batch, rate, np.random.default_rng(seed))
+    was, now = np.stack(batch.present), np.stack(masked.present)
+    assert not (now & ~was).any()
+    np.testing.assert_array_equal(now.any(0), was.any(0))
+    for value, before, present in zip(masked.values, batch.values, masked.present, strict=True):
+        np.testing.assert_array_equal(value, before * present[..., None])
+        assert value.dtype == np.float32
+    again = drop_clocks(batch, rate, np.random.default_rng(seed))
+    np.testing.assert_array_equal(np.stack(again.present), now)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("n_clocks", [2, 3])
+def test_windows_lose_a_clock_as_often_as_asked(n_clocks, rate):
+    batch = batch_of(6000, 20, n_clocks, recorded=1.0)
+    masked = np.stack(drop_clocks(batch, rate, np.random.default_rng(0)).present)
+    assert (~masked.all(axis=(0, 2))).mean() == pytest.approx(rate, abs=0.02)
+    assert masked.any(axis=0).all()
+    if rate:
+        # No clock is spared; most masks cover the whole window, the others one stretch of it.
+        lost = (~masked).any(2)
+        assert np.ptp(lost.mean(1)) < 0.03
+        throughout = (~masked).all(2)[lost].mean()
+        assert WHOLE - 0.03 < throughout < WHOLE + 0.05  # some stretches are as long as the window
+        assert (np.abs(np.diff(masked.astype(int), axis=2)).sum(2) <= 2).all()
+
+
+def test_a_single_clock_is_left_alone_and_nothing_is_drawn():
+    rng = np.random.default_rng(0)
+    batch = batch_of(8, 10, 1)
+    assert drop_clocks(batch, 1.0, rng) is batch
+    assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
+
+
+def test_views_come_as_often_as_their_weights_say():
+    batch = batch_of(40, 6, 2, recorded=1.0)
+    shown = draw_views(batch, np.array([0.5, 0.3, 0.2]), np.random.default_rng(0))
+    a, b = (p.any(1) for p in shown.present)
+    assert [(a & b).sum(), (a & ~b).sum(), (~a & b).sum()] == pytest.approx([20, 12, 8], abs=1)
+    only = keep_only(batch, [1])
+    assert not only.present[0].any()
+    assert not only.values[0].any()
+    np.testing.assert_array_equal(only.values[1], batch.values[1])
+
+
+def test_the_clock_that_is_ahead_is_held_back():
+    assert update_scales([0.4, 0.4]).tolist() == [1, 1]
+    scale = update_scales([0.2, 0.4])
+    assert scale[1] == 1
+    assert scale[0] == pytest.approx(1 - np.tanh(ALPHA * (0.401 / 0.201 - 1)))
+    assert update_scales([0.1, 0.5, 0.5])[0] < update_scales([0.3, 0.5, 0.5])[0] < 1
+
+
+@pytest.mark.parametrize("name", ["tracked", "early"])
+def test_holding_back_acts_on_what_adamw_does(name, parts):
+    """Scaling gradients would change nothing under Adam; here the step itself shrinks, and only its clock's."""
+    moved = {}
+    for scale in (1.0, 0.25):
+        decoder = quick(name, n_steps=1).fit(parts.train, validation=parts.validation)
+        net = decoder.network_
+        own = clock_parts(net, [9, 9])
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=1e-2)
+        before = [p.detach().clone() for p in net.parameters()]
+        said = net(*decoder._inputs(parts.train.batch(slice(0, 4))))[0]
+        said.square().mean().backward()
+        with modulated(own, np.array([scale, 1.0]), generator=None):
+            optimizer.step()
+        moved[scale] = [p.detach() - was for p, was in zip(net.parameters(), before, strict=True)]
+    held = [id(part.parameter) for part in own[0]]
+    ratio = [0.25 if id(p) in held else 1.0 for p in net.parameters()]
+    for p, full, less, k in zip(net.parameters(), moved[1.0], moved[0.25], ratio, strict=True):
+        share = torch.full_like(full, k)
+        if name == "early" and id(p) in held:
+            share = torch.ones_like(full)
+            share[:, [*range(9), 18]] = 0.25
+        torch.testing.assert_close(less, share * full, atol=1e-7, rtol=1e-3)
+    assert max(float(full.abs().max()) for full in moved[1.0]) > 5e-3
+
+
+def test_noise_has_the_spread_of_the_gradient_and_comes_from_its_generator():
+    weight = torch.nn.Parameter(torch.zeros(200, 200))
+    seen = []
+    for seed in (0, 0, 1):
+        gradient = torch.randn(200, 200, generator=torch.Generator().manual_seed(5))
+        weight.grad = 3 * gradient
+        with modulated([[Part(weight)]], np.array([0.5]), generator=torch.Generator().manual_seed(seed)):
+            pass
+        seen.append(weight.grad - 3 * gradient)
+    assert float(seen[0].std()) == pytest.approx(3, rel=0.03)
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
+
+
+def test_blending_weights_are_gain_over_overfitting_squared():
+    # Planted: gains .4, .2, .1; overfitting grows by .1, .2, .05.
+    validation_0, validation_1 = np.array([1.0, 1.0, 1.0]), np.array([0.6, 0.8, 0.9])
+    train_0 = np.array([0.9, 0.9, 0.9])
+    train_1 = validation_1 - (validation_0 - train_0) - np.array([0.1, 0.2, 0.05])
+    raw = np.array([0.4 / 0.1**2, 0.2 / 0.2**2, 0.1 / 0.05**2])
+    np.testing.assert_allclose(
+        blend_weights(train_0, validation_0, train_1, validation_1), raw / raw.sum(), rtol=1e-9
+    )
+    # What does not generalise gets nothing; what hardly overfits is bounded; where nothing generalises none are given.
+    worse = blend_weights([1, 1], [1, 1], [0.5, 0.5], [1.1, 0.5])
+    assert worse.tolist() == [0, 1]
+    flat = blend_weights([1, 1], [1, 1], [0.9, 0.8], [0.9, 0.8 + 2 * LEAST_OVERFIT])
+    assert flat[0] / flat[1] == pytest.approx(
+        0.1 / LEAST_OVERFIT**2 / ((0.2 - 2 * LEAST_OVERFIT) / (2 * LEAST_OVERFIT) ** 2)
+    )
+    assert blend_weights([1, 1], [1, 1], [0.5, 0.5], [1.1, 1.2]) is None
+
+
+def test_blending_is_judged_once_a_period_and_leaves_every_loss_a_share():
+    blend = Blend(2)
+    assert blend.weights.tolist() == pytest.approx([1 / 3] * 3)
+    blend.judge([1, 1, 1], [1, 1, 1])
+    for _ in range(PERIOD_CHECKS - 1):
+        blend.judge([0, 0, 0], [2, 2, 2])
+    assert blend.weights.tolist() == pytest.approx([1 / 3] * 3)
+    blend.judge([0.5, 0.5, 0.5], [0.5, 1.2, 1.2])
+    assert blend.weights.tolist() == pytest.approx([1 - 2 * LEAST_SHARE, LEAST_SHARE, LEAST_SHARE])
+
+
+def test_the_watch_measures_gradients_and_updates():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False))
+    net[0].weight.data = torch.tensor([[3.0, 4.0]])
+    watch = Watch(net, [])
+    for gradient in (1.0, 3.0):
+        net[0].weight.grad = torch.tensor([[0.0, gradient]])
+        watch.see_gradients()
+    before = watch.copy()
+    net[0].weight.data += torch.tensor([[0.0, 0.5]])
+    assert watch.report(before) == {"gradient/0": pytest.approx(2), "update/0": pytest.approx(0.1)}
+
+
+@pytest.mark.parametrize("balance", ["none", "ogm-ge", "blend"])
+@pytest.mark.parametrize("name", FUSING)
+def test_every_torch_decoder_is_watched_and_can_be_balanced(name, balance, parts):
+    decoder = quick(name, balance=balance)
+    if balance == "ogm-ge" and name in WITHOUT_ENCODERS:
+        with pytest.raises(
+            NeurofuseError, match="no encoders of single clocks to hold back; choose balance 'blend'"
+        ):
+            decoder.fit(parts.train, validation=parts.validation)
+        return
+    history = decoder.fit(parts.train, validation=parts.validation).history_
+    assert {"step", "train", "validation", "only/a", "only/b", "without/a", "without/b"} <= set(history)
+    assert {k.partition("/")[2] for k in history if k.startswith("gradient/")} == {
+        k.partition("/")[2] for k in history if k.startswith("update/")
+    }
+    assert len([k for k in history if k.startswith("gradient/")]) > 1
+    apart = {"gradient/encoders.1", "gradient/inputs.1"} & set(history)
+    assert bool(apart) == (name not in WITHOUT_ENCODERS)
+    assert ("scale/a" in history) == (balance == "ogm-ge")
+    assert ("weight/all" in history) == (balance == "blend")
+    assert {len(v) for v in history.values()} == {len(history["step"])} == {2}
+    assert all(np.isfinite(v).all() for v in history.values())
+    assert json.loads(json.dumps(history)) == history
+    assert history["without/b"] == history["only/a"]
+    # The same seed, the same numbers, to the last bit.
+    again = quick(name, balance=balance).fit(parts.train, validation=parts.validation)
+    assert again.history_ == history
+    np.testing.assert_array_equal(again.predict(parts.test), decoder.predict(parts.test))
+
+
+@pytest.mark.parametrize("name", FUSING)
+def test_a_single_clock_is_trained_as_ever(name):
+    recording = two_systems()
+    alone = cut(recording.but(streams=(recording["a"],)))
+    said = [
+        quick(name, n_steps=5, **more).fit(alone.train, validation=alone.validation).predict(alone.test)
+        for more in ({"modality_dropout": 0.0}, {"modality_dropout": 0.9}, {"balance": "blend"})
+    ]
+    np.testing.assert_array_equal(said[0], said[1])
+    np.testing.assert_array_equal(said[0], said[2])
+
+
+def test_windows_that_miss_a_stream_do_not_teach_the_lag(parts):
+    decoder = quick("tracked", n_steps=1).fit(parts.train, validation=parts.validation)
+    decoder.network_.train()
+    batch = parts.train.batch(slice(0, 8))
+    lag = np.full_like(batch.lag, np.nan)
+    for known in (False, True):
+        batch = replace(batch, lag=np.zeros_like(lag) if known else lag)
+        for k in (0, 1):
+            masked = keep_only(batch, [k])
+            reading = decoder.network_(*decoder._inputs(masked))[1]
+            assert float(alignment_losses(reading.beliefs, masked, decoder.max_lag_)) == 0
+        reading = decoder.network_(*decoder._inputs(swap_some(batch, 0.5, np.random.default_rng(0))))[1]
+        swapped = swap_some(batch, 0.5, np.random.default_rng(0))
+        assert float(alignment_losses(reading.beliefs, swapped, decoder.max_lag_)) > 0
+
+
+def test_where_nothing_asks_the_usual_lag_is_believed(parts):
+    """With the anchor absent the posterior is the prior; with it there, it is not."""
+    decoder = quick("tracked", n_steps=1).fit(parts.train, validation=parts.validation)
+    inside = parts.train[10:14]  # the anchor was recorded throughout, and on both sides
+    track = decoder.network_.attentions[0].track
+    with torch.no_grad():
+        track.prior_L[3] += 0.5
+        track.drift -= 1
+        prior = track.rates.log_prior_G.softmax(-1)
+    alone = decoder.decode(failing(inside, 0)).posterior["b"]
+    np.testing.assert_allclose(alone, np.broadcast_to(prior, alone.shape), atol=1e-3)
+    assert np.abs(decoder.decode(inside).posterior["b"] - prior.numpy()).max() > 0.01
+
+
+def test_of_a_single_stream_left_its_own_head_says_the_movement(parts):
+    decoder = quick("tracked", n_steps=5).fit(parts.train, validation=parts.validation)
+    inside = parts.train[10:14]
+    both, left = decoder.predict(inside), [decoder.predict(failing(inside, k)) for k in (0, 1)]
+    with torch.no_grad():
+        for p in decoder.network_.alone[1].leave.parameters():
+            p.zero_()
+    # The anchor is gone: the other clock's head speaks, and says the mean.
+    np.testing.assert_allclose(
+        decoder.predict(failing(inside, 0)),
+        np.broadcast_to(decoder.movement_scale_.mean, both.shape),
+        atol=1e-5,
+    )
+    np.testing.assert_array_equal(decoder.predict(failing(inside, 1)), left[1])
+    np.testing.assert_array_equal(decoder.predict(inside), both)
+
+
+@pytest.mark.parametrize("name", ["early", "tracked"])
+def test_decoding_goes_on_when_a_stream_fails(name):
+    """As well as a decoder that never had it, and in between where it fails now and then."""
+    windows = cut(two_systems(seconds=120, noise=0.3))
+    how = {"width": 32, "n_steps": 250, "learning_rate": 5e-3}
+    decoder = make_decoder(name, **how).fit(windows.train, validation=windows.validation)
+    both = decoder.score(windows.test)
+    for k in (0, 1):
+        bound = make_decoder("early", modality_dropout=0.0, **how)
+        bound.fit(told_nothing(windows.train, k), validation=told_nothing(windows.validation, k))
+        without = decoder.score(failing(windows.test, k))
+        assert without > bound.score(told_nothing(windows.test, k)) - 0.05
+        assert without < decoder.score(failing(windows.test, k, every_s=3.0)) < both
+
+
+def test_in_the_dominated_recording_only_the_field_tells_the_corrections():
+    """What units leave unexplained of the movement is there in the field, and in the units is not."""
+    recording, _ = simulate(config=replace(DOMINANCE, duration_s=60.0), rng=np.random.default_rng(0))
+    velocity = recording.movement.data.values
+    assert velocity.std(0) == pytest.approx([10, 10], rel=0.2)
+    plain, _ = simulate(
+        config=replace(DOMINANCE, duration_s=60.0, field_only=0.0), rng=np.random.default_rng(0)
+    )
+    # The same draws up to the units: their spikes agree, and the movement differs by the corrections.
+    np.testing.assert_array_equal(recording["spikes"].times_s, plain["spikes"].times_s)
+    followed = plain.movement.data.values
+    corrections = velocity - np.sqrt(0.8) * followed
+    assert corrections.var() / velocity.var() == pytest.approx(0.2, abs=0.05)
+
+
+def test_settings_that_mean_nothing_are_refused(parts):
+    with pytest.raises(NeurofuseError, match="no balancing 'fair'; choose one of none, ogm-ge, blend"):
+        quick("early", balance="fair").fit(parts.train)
+    with pytest.raises(NeurofuseError, match=r"got 1\.5; give a number between 0 and 1"):
+        quick("early", modality_dropout=1.5).fit(parts.train)
