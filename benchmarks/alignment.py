@@ -186,6 +186,7 @@ def measure(decoder: Any, test: Windows) -> dict[str, float]:
             said.lag_s[said.path[clock]],
             *(found[k] for k in ("lag_mean_s", "lag_q05_s", "lag_q95_s")),
             token_s=test.tokens.token_s,
+            truth_step_s=test.tokens.fine_s,
         )
         out |= {
             "lag_hit_rate": float(scores["lag_hit_rate"] or np.nan),

@@ -1,6 +1,7 @@
 """In: nothing. Out: what tracking a lag costs beside early fusion, and how the cost grows with the recording.
 
-`python -m benchmarks.decode_cost` prints ratios within one run on one thread; seconds are for orientation only.
+`python -m benchmarks.decode_cost` prints ratios within one run on one thread, in process time, so that a busy machine
+changes little; seconds are for orientation only.
 """
 
 from __future__ import annotations
@@ -13,73 +14,149 @@ import numpy as np
 import torch
 
 from neurofuse.decoders.family import make_decoder
-from neurofuse.decoders.lag import ChainRates, band_read, band_scores, lag_posterior
+from neurofuse.decoders.tracked import LagNetwork
 from neurofuse.features import FeatureConfig, lfp_features
 from neurofuse.simulate import SimulationConfig, demo_law, simulate
-from neurofuse.tokens import tokenize
-from neurofuse.windows import split
+from neurofuse.tokens import Tokens, tokenize
+from neurofuse.windows import EDGE_TOKENS, Split, split
+
+TOKEN_S = 0.02
+N_INPUTS = [48, 64]
 
 
 def median_s(work: Callable[[], object], *, n: int = 5) -> float:
-    """Median seconds of a call, after one that does not count."""
+    """Median process seconds of a call, after one that does not count."""
     work()
     taken = []
     for _ in range(n):
-        start = time.perf_counter()
+        start = time.process_time()
         work()
-        taken.append(time.perf_counter() - start)
+        taken.append(time.process_time() - start)
     return statistics.median(taken)
 
 
-def training_step() -> dict[str, float]:
-    """Seconds a gradient step of each decoder, same windows, same width."""
-    recording, _ = simulate(
-        demo_law("demo"), config=SimulationConfig(duration_s=100), rng=np.random.default_rng(0)
-    )
+def demo_tokens(duration_s: float) -> Tokens:
+    """The simulated recording of the demo, as long as asked."""
+    config = SimulationConfig(duration_s=duration_s)
+    recording, _ = simulate(demo_law("demo"), config=config, rng=np.random.default_rng(0))
     features = lfp_features(recording["lfp"], config=FeatureConfig(causal=False))
-    tokens = tokenize(recording.but(streams=(recording["spikes"], features)))
-    parts = split(tokens, window_s=3.0, max_lag_s=0.5, rng=np.random.default_rng(0))
+    return tokenize(recording.but(streams=(recording["spikes"], features)))
+
+
+def training(parts: Split, *, batch_size: int) -> dict[str, float]:
+    """Process seconds of twenty gradient steps of each decoder, on the same windows, at the same width."""
     out = {}
     for name in ("early", "softmax", "constant", "tracked"):
-        decoder = make_decoder(name, n_steps=20, check_every=1000)
-        start = time.perf_counter()
-        decoder.fit(parts.train, validation=parts.validation)
-        out[name] = (time.perf_counter() - start) / 20
+        taken = []
+        for _ in range(3):
+            decoder = make_decoder(name, n_steps=20, check_every=1000, batch_size=batch_size)
+            start = time.process_time()
+            decoder.fit(parts.train, validation=parts.validation)
+            taken.append(time.process_time() - start)
+        out[name] = statistics.median(taken)
     return out
 
 
-def lag_attention(n_tokens: int, *, n_lags: int = 51, width: int = 64) -> Callable[[], torch.Tensor]:
-    """A forward pass of scores, chain and reading over one long stretch."""
+def network(max_lag: int, *, lag_steps: int = 1) -> LagNetwork:
+    """A tracking network of the default sizes."""
+    return LagNetwork(
+        N_INPUTS,
+        2,
+        max_lag,
+        width=64,
+        n_heads=4,
+        head_width=16,
+        kernel=5,
+        dilations=(1, 2, 4),
+        dropout=0.0,
+        chain="tracked",
+        lag_steps=lag_steps,
+        every=4,
+        bidirectional=False,
+        causal=False,
+    ).eval()
+
+
+def tracked_pass(n_tokens: int, *, max_lag: int = 25, lag_steps: int = 1) -> Callable[[], torch.Tensor]:
+    """A forward pass over one long stretch."""
     generator = torch.Generator().manual_seed(0)
-    query = torch.randn(1, 1, n_tokens, width, generator=generator)
-    key = torch.randn(1, 1, n_tokens + n_lags - 1, width, generator=generator)
-    rates = ChainRates(torch.tensor(0.05), torch.tensor(0.01), torch.zeros(n_lags))
+    reach = max_lag + EDGE_TOKENS
+    values = [torch.randn(1, n_tokens + 2 * reach, n, generator=generator) for n in N_INPUTS]
+    present = [torch.ones(1, n_tokens + 2 * reach, dtype=torch.bool) for _ in N_INPUTS]
+    net = network(max_lag, lag_steps=lag_steps)
 
     def run() -> torch.Tensor:
         with torch.no_grad():
-            posterior = lag_posterior(band_scores(query, key)[:, 0], rates, every=4, causal=False)
-            return band_read(posterior[:, None], key)
+            return net(values, present, reach)[0]
 
     return run
 
 
+def dense_pass(n_tokens: int) -> Callable[[], torch.Tensor]:
+    """Softmax attention from every token to every other, the scores alone of the same size and heads."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 4, n_tokens, 16, generator=generator) for _ in range(3))
+    return lambda: ((query @ key.transpose(-1, -2)).softmax(-1) @ value).detach()
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Most memory that tensors took at once during a call."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        work()
+    now = most = 0
+    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
+
+
+def exponent(lengths: tuple[int, ...], costs: list[float]) -> float:
+    """Slope of cost against length in logarithms."""
+    return float(np.polyfit(np.log(lengths), np.log(costs), 1)[0])
+
+
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     torch.set_num_threads(1)
-    steps = training_step()
-    print("| decoder | gradient step / early fusion |")
+    tokens = demo_tokens(300.0)
+    print("| decoder | training / early fusion, windows of 3 s | of 30 s |")
+    print("|---|---|---|")
+    columns = []
+    for window_s, batch_size in ((3.0, 32), (30.0, 4)):
+        rng = np.random.default_rng(0)
+        parts = split(tokens, window_s=window_s, max_lag_s=0.5, train=0.6, validation=0.2, rng=rng)
+        columns.append(training(parts, batch_size=batch_size))
+    for name in columns[0]:
+        print(f"| {name} | " + " | ".join(f"{c[name] / c['early']:.2f}" for c in columns) + " |")
+
+    lengths_s, dense_s = (10, 100, 600), (10, 50, 100)
+    times = [median_s(tracked_pass(int(s / TOKEN_S)), n=3) for s in lengths_s]
+    memory = [float(peak_bytes(tracked_pass(int(s / TOKEN_S)))) for s in lengths_s]
+    dense_times = [median_s(dense_pass(int(s / TOKEN_S)), n=3) for s in dense_s]
+    dense_memory = [float(peak_bytes(dense_pass(int(s / TOKEN_S)))) for s in dense_s]
+    print("\n| forward pass over | tracked: time / that of 10 s | memory / that of 10 s |")
+    print("|---|---|---|")
+    for k, s in enumerate(lengths_s):
+        print(f"| {s} s | {times[k] / times[0]:.1f} | {memory[k] / memory[0]:.1f} |")
+    print("\n| forward pass over | dense softmax: time / that of 10 s | memory / that of 10 s |")
+    print("|---|---|---|")
+    for k, s in enumerate(dense_s):
+        print(f"| {s} s | {dense_times[k] / dense_times[0]:.1f} | {dense_memory[k] / dense_memory[0]:.1f} |")
+    print(
+        f"\nexponents: tracked {exponent(lengths_s, times):.2f} in time, {exponent(lengths_s, memory):.2f} in memory; "
+        f"dense softmax {exponent(dense_s, dense_times):.2f} and {exponent(dense_s, dense_memory):.2f}"
+    )
+
+    print("\n| search | tracked, forward pass over 60 s / that of +-0.5 s at 20 ms |")
     print("|---|---|")
-    for name, seconds in steps.items():
-        print(f"| {name} | {seconds / steps['early']:.2f} |")
-    lengths_s = (10, 100, 600)
-    taken = [median_s(lag_attention(int(s / 0.02))) for s in lengths_s]
-    exponent = np.polyfit(np.log(lengths_s), np.log(taken), 1)[0]
-    print()
-    print("| recording | lag attention, forward / that of 10 s |")
-    print("|---|---|")
-    for seconds, cost in zip(lengths_s, taken, strict=True):
-        print(f"| {seconds} s | {cost / taken[0]:.1f} |")
-    print(f"\ntime grows with the length to the power {exponent:.2f}")
+    base = median_s(tracked_pass(3000))
+    for label, max_lag, steps in (
+        ("+-0.5 s at 5 ms", 25, 4),
+        ("+-2 s at 20 ms", 100, 1),
+        ("+-2 s at 5 ms", 100, 4),
+    ):
+        print(f"| {label} | {median_s(tracked_pass(3000, max_lag=max_lag, lag_steps=steps)) / base:.2f} |")
 
 
 if __name__ == "__main__":

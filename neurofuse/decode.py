@@ -603,6 +603,7 @@ def _metrics(
                 for name in ("true_lag_s", "lag_path_s", "lag_mean_s", "lag_q05_s", "lag_q95_s")
             ),
             token_s=tokens.token_s,
+            truth_step_s=tokens.fine_s,
         )
         metrics |= found | {"lag_hit_tolerance_s": round(hit_tolerance_s(tokens.token_s), 6)}
     return metrics

@@ -42,8 +42,19 @@ def lag_scores(
     high_s: FloatArray,
     *,
     token_s: float,
+    truth_step_s: float = 0.0,
 ) -> dict[str, float | None]:
     """How well a lag was found, over the moments where the truth is known.
+
+    Parameters
+    ----------
+    true_s, path_s, mean_s, low_s, high_s : ndarray, one shape
+        The true lag; the most probable path; mean and ends of the 90 % interval of the posterior.
+    token_s : float
+        Length of a token.
+    truth_step_s : float
+        The truth is known to this much: a lag injected into bins of 50 ms stands for 50 ms around it. The interval
+        then holds it in part.
 
     Returns
     -------
@@ -56,7 +67,12 @@ def lag_scores(
         return {"lag_hit_rate": None, "lag_median_abs_error_s": None, "lag_coverage_90": None}
     error_s = np.abs(mean_s - true_s)[known]
     hits = np.abs(path_s - true_s)[known] <= hit_tolerance_s(token_s)
-    inside = ((true_s >= low_s) & (true_s <= high_s))[known]
+    half = truth_step_s / 2
+    if half > 0:
+        shared = np.minimum(high_s, true_s + half) - np.maximum(low_s, true_s - half)
+        inside = np.clip(shared[known] / truth_step_s, 0, 1)
+    else:
+        inside = ((true_s >= low_s) & (true_s <= high_s))[known].astype(np.float64)
     return {
         "lag_hit_rate": float(hits.mean()),
         "lag_median_abs_error_s": float(np.median(error_s)),

@@ -169,7 +169,7 @@ class AutoregressiveNetwork(nn.Module):
         for k, (x, on) in enumerate(zip(values, present, strict=True)):
             if k == 0 and spare:
                 x, on = x[:, spare:-spare], on[:, spare:-spare]
-            features = self.encoders[k](x, on)
+            features = self.encoders[k](x, on)[1]
             if k == 0:
                 anchor_BTD = features[:, edge:-edge]
             begin = edge - self.before[0] if k == 0 else edge

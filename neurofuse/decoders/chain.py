@@ -22,6 +22,8 @@ from torch import Tensor, nn
 REACH = 6
 # Lags that one small matrix moves at a time.
 SLAB = 32
+# With so few states at most, one matrix over all of them is faster still.
+MOST_DENSE = 256
 # Where learning starts: a lag drifts by so many tokens a block, jumps once in a hundred blocks, and a match is lost
 # or found again as rarely.
 START_DRIFT = 0.3
@@ -103,6 +105,28 @@ def _move(
     return torch.lerp(_drifted(mixed, slab), fresh * land_G, jump)
 
 
+def _steps(
+    drift: Tensor, land: Tensor, weigh: Tensor, jump: Tensor, mix: Tensor, *, like: Tensor
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """A step of the chain and its adjoint, of states (R, B, 2, G): one matrix for few lags, small ones for many."""
+    slab = _slab(drift)
+    n_directions, _, n_match, n_lags = like.shape[1:]
+    n_states = n_match * n_lags
+    if n_states > MOST_DENSE:
+        unmix = mix.transpose(-1, -2)
+        return (
+            lambda x: _move(x, slab, land, weigh, jump, mix),
+            lambda x: _move(x, slab, weigh, land, jump, unmix),
+        )
+    each = torch.eye(n_states, dtype=like.dtype, device=like.device).view(n_states, n_match, n_lags)
+    move_RSS = _move(each.expand(n_directions, -1, -1, -1), slab, land, weigh, jump, mix).flatten(-2)
+    back_RSS = move_RSS.mT.contiguous()
+    return (
+        lambda x: torch.bmm(x.flatten(-2), move_RSS).view(x.shape),
+        lambda x: torch.bmm(x.flatten(-2), back_RSS).view(x.shape),
+    )
+
+
 class _Messages(torch.autograd.Function):
     """m_(j+1) = move(m_j * likely_j / sum), for all directions in one loop; the adjoint runs the same loop back.
 
@@ -120,41 +144,38 @@ class _Messages(torch.autograd.Function):
         jump: Tensor,
         mix_RMM: Tensor,
     ) -> Tensor:
-        slab, land, weigh, mix = (
-            _slab(drift),
-            land_RG[:, None, None],
-            weigh_RG[:, None, None],
-            mix_RMM[:, None],
-        )
+        parts = (drift, land_RG[:, None, None], weigh_RG[:, None, None], jump, mix_RMM[:, None])
+        forth, _ = _steps(*parts, like=likely_JRBMG)
         message_JRBMG = torch.empty_like(likely_JRBMG)
         total_JRB = likely_JRBMG.new_empty(likely_JRBMG.shape[:3])
         message_JRBMG[0] = first_RMG[:, None]
-        last = len(likely_JRBMG) - 1
-        for j in range(last + 1):
-            seen = message_JRBMG[j] * likely_JRBMG[j]
-            total = seen.sum((-2, -1), keepdim=True).clamp_min_(TINY)
-            total_JRB[j] = total[..., 0, 0]
-            if j < last:
-                message_JRBMG[j + 1] = _move(seen.div_(total), slab, land, weigh, jump, mix)
-        ctx.save_for_backward(likely_JRBMG, message_JRBMG, total_JRB, drift, land, weigh, jump, mix)
+        for message, likely, total, after in zip(
+            message_JRBMG, likely_JRBMG, total_JRB, (*message_JRBMG[1:], None), strict=True
+        ):
+            seen = message * likely
+            torch.sum(seen, (-2, -1), out=total)
+            total.clamp_min_(TINY)
+            if after is not None:
+                after.copy_(forth(seen.div_(total[..., None, None])))
+        ctx.save_for_backward(likely_JRBMG, message_JRBMG, total_JRB, *parts)
         return message_JRBMG
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        likely_JRBMG, message_JRBMG, total_JRB, drift, land, weigh, jump, mix = ctx.saved_tensors
-        slab, unmix = _slab(drift), mix.transpose(-1, -2)
+        likely_JRBMG, message_JRBMG, total_JRB, *rates = ctx.saved_tensors
+        _, back = _steps(*rates, like=likely_JRBMG)
         grad_JRBMG = grads[0].clone()
         grad_likely = torch.zeros_like(likely_JRBMG)
-        total_JRBMG = total_JRB[..., None, None]
-        seen_JRBMG = message_JRBMG * likely_JRBMG / total_JRBMG
+        scale_JRBMG = 1 / total_JRB[..., None, None]
+        seen_JRBMG = message_JRBMG * likely_JRBMG * scale_JRBMG
+        now, shown = likely_JRBMG * scale_JRBMG, message_JRBMG * scale_JRBMG
         for j in range(len(likely_JRBMG) - 2, -1, -1):
-            grad = _move(grad_JRBMG[j + 1], slab, weigh, land, jump, unmix)
-            grad -= (grad * seen_JRBMG[j]).sum((-2, -1), keepdim=True)
-            grad /= total_JRBMG[j]
-            torch.mul(grad, message_JRBMG[j], out=grad_likely[j])
-            grad_JRBMG[j].addcmul_(grad, likely_JRBMG[j])
+            grad = back(grad_JRBMG[j + 1])
+            grad = grad - (grad * seen_JRBMG[j]).sum((-2, -1), keepdim=True)
+            torch.mul(grad, shown[j], out=grad_likely[j])
+            grad_JRBMG[j].addcmul_(grad, now[j])
         # All steps moved alike, so the gradient of the rates is that of one big step.
-        parts = [p.detach().requires_grad_() for p in (drift, land, weigh, jump, mix)]
+        parts = [p.detach().requires_grad_() for p in rates]
         with torch.enable_grad():
             moved = _move(seen_JRBMG[:-1], _slab(parts[0]), *parts[1:])
             of_drift, of_land, of_weigh, of_jump, of_mix = torch.autograd.grad(
@@ -366,6 +387,8 @@ class LagChain(nn.Module):
         self.prior_L = nn.Parameter(torch.zeros(n_lags))
         self.drift = nn.Parameter(torch.zeros(()))
         self.odds_JLF = nn.Parameter(torch.zeros(3))
+        # What the evidence is worth, as the logarithm of a factor; not learned in training but by `calibrate`.
+        self.trust = nn.Parameter(torch.zeros(()), requires_grad=False)
         start_JLF = torch.tensor([START_JUMP, START_LOSE, START_FIND]).logit()
         self.register_buffer("start_JLF", start_JLF, persistent=False)
         self.start_drift = START_DRIFT * steps

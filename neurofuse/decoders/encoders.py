@@ -66,23 +66,36 @@ class StreamEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x_BWU: Tensor, present_BW: Tensor) -> Tensor:
-        h_BWD = torch.where(present_BW[..., None], self.embed(self.drop(x_BWU)), self.absent)
+    def forward(self, x_BWU: Tensor, present_BW: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens embedded one by one, and as they look among their neighbours; both (B, W, D)."""
+        plain_BWD = torch.where(present_BW[..., None], self.embed(self.drop(x_BWU)), self.absent)
+        h_BWD = plain_BWD
         for block in self.blocks:
             h_BWD = block(h_BWD)
-        return self.norm(h_BWD)
+        return plain_BWD, self.norm(h_BWD)
 
 
 class MovementHead(nn.Module):
-    """Features to movement: two temporal blocks, which may shift in time, and a linear map."""
+    """Features to movement: temporal blocks, which may shift in time, and a linear map."""
 
     def __init__(
-        self, n_inputs: int, width: int, n_axes: int, *, kernel: int, dropout: float, causal: bool
+        self,
+        n_inputs: int,
+        width: int,
+        n_axes: int,
+        *,
+        kernel: int,
+        dilations: tuple[int, ...] = (1, 2),
+        dropout: float,
+        causal: bool,
     ) -> None:
         super().__init__()
         self.enter = nn.Linear(n_inputs, width)
         self.blocks = nn.Sequential(
-            *(TemporalBlock(width, kernel=kernel, dilation=d, dropout=dropout, causal=causal) for d in (1, 2))
+            *(
+                TemporalBlock(width, kernel=kernel, dilation=d, dropout=dropout, causal=causal)
+                for d in dilations
+            )
         )
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, n_axes)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neurofuse.decoders.calibration import Heard, calibrate
 from neurofuse.decoders.chain import (
     TINY,
     LagChain,
@@ -26,7 +27,7 @@ from neurofuse.decoders.chain import (
     lag_posterior,
     likelihoods,
 )
-from neurofuse.decoders.contract import Decoded
+from neurofuse.decoders.contract import Decoded, hold_back
 from neurofuse.decoders.encoders import MovementHead, StreamEncoder
 from neurofuse.decoders.lag import band_answer, band_read, band_scores
 from neurofuse.decoders.through import track_through
@@ -36,6 +37,10 @@ from neurofuse.windows import EDGE_TOKENS, Batch, Windows
 Chain = Literal["tracked", "constant", "softmax", "given"]
 
 START_TEMPERATURE = 4.0
+# Lags drawn for each validation window, to calibrate on.
+CALIBRATION_DRAWS = 4
+# The head convolves what it read together with the anchor's tokens, as early fusion would.
+HEAD_DILATIONS = (1, 2, 4)
 # One window in so many is also decoded from each clock alone in training.
 ALONE_EVERY = 4
 
@@ -65,7 +70,8 @@ class LagAttention(nn.Module):
         self.chain, self.every, self.causal = chain, every, causal
         self.query = nn.Linear(width, n_heads * head_width)
         self.key = nn.Linear(width, n_heads * head_width)
-        self.value = nn.Linear(width, width)
+        # Values are the tokens as they are and as their encoder sees them.
+        self.value = nn.Linear(2 * width, width)
         # What the other clock reads in the anchor's stream, before it is read itself.
         self.answer = nn.Linear(width, width) if bidirectional else None
         self.log_temperature_H = nn.Parameter(torch.full((n_heads,), START_TEMPERATURE).log())
@@ -88,9 +94,9 @@ class LagAttention(nn.Module):
     def evidence(self, query_BHTD: Tensor, key_BHWD: Tensor) -> tuple[Tensor, Tensor]:
         """Log-likelihood of every lag, shape (B, T, L), and of no match, shape (B, T): the heads' summed."""
         query_BTD, key_BWD = (x.transpose(1, 2).flatten(-2) for x in (query_BHTD, key_BHWD))
-        return band_scores(query_BTD[:, None], key_BWD[:, None])[
-            :, 0
-        ], query_BTD @ self.lost_key_D + self.lost_bias
+        trust = self.track.trust.exp()
+        score_BTL = band_scores(query_BTD[:, None], key_BWD[:, None])[:, 0]
+        return score_BTL * trust, (query_BTD @ self.lost_key_D + self.lost_bias) * trust
 
     def posterior(self, score_BTL: Tensor, lost_BT: Tensor) -> Posterior:
         """What the chain makes of the evidence."""
@@ -107,19 +113,24 @@ class LagAttention(nn.Module):
         n_tokens = score_BTL.shape[1]
         return lag_path(block, self.track.rates).repeat_interleave(self.every, 1)[:, :n_tokens]
 
-    def read(self, posterior: Posterior, asking_BTD: Tensor, asked_BWD: Tensor) -> Tensor:
+    def read(self, posterior: Posterior, asking_BTD: Tensor, told_BWD: Tensor, asked_BWD: Tensor) -> Tensor:
         """The other stream through the alignment, shape (B, T, D)."""
         lag_BTL = (posterior.lag_BTG * posterior.match_BT[..., None]) @ self.track.down_GL
         if self.answer is not None:
             # The other way through the same posterior: each of its moments reads the moments that may belong to it.
             asked_BWD = asked_BWD + self.answer(band_answer(lag_BTL, asking_BTD))
-        found = band_read(lag_BTL[:, None], self.value(asked_BWD)[:, None])[:, 0]
+        found = band_read(lag_BTL[:, None], self._values(told_BWD, asked_BWD)[:, None])[:, 0]
         return found + (1 - posterior.match_BT[..., None]) * self.nothing
 
-    def softmax_read(self, query_BHTD: Tensor, key_BHWD: Tensor, asked_BWD: Tensor) -> tuple[Tensor, Tensor]:
+    def _values(self, told_BWD: Tensor, asked_BWD: Tensor) -> Tensor:
+        return self.value(torch.cat([told_BWD, asked_BWD], -1))
+
+    def softmax_read(
+        self, query_BHTD: Tensor, key_BHWD: Tensor, told_BWD: Tensor, asked_BWD: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Every head attends for itself; what was read, (B, T, D), and the weights, (B, H, T, L)."""
         weight_BHTL = (band_scores(query_BHTD, key_BHWD) + self.track.log_prior_L).softmax(-1)
-        value_BHWD = self.value(asked_BWD).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        value_BHWD = self._values(told_BWD, asked_BWD).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
         return band_read(weight_BHTL, value_BHWD).transpose(1, 2).flatten(-2), weight_BHTL
 
 
@@ -186,7 +197,13 @@ class LagNetwork(nn.Module):
             for _ in n_inputs[1:]
         )
         self.head = MovementHead(
-            width * len(n_inputs), width, n_axes, kernel=kernel, dropout=dropout, causal=causal
+            width * (len(n_inputs) + 1),
+            width,
+            n_axes,
+            kernel=kernel,
+            dilations=HEAD_DILATIONS,
+            dropout=dropout,
+            causal=causal,
         )
         # For moments when all clocks but one are absent.
         self.alone = nn.ModuleList(
@@ -215,19 +232,19 @@ class LagNetwork(nn.Module):
         # The anchor's own context is EDGE_TOKENS; that of the others reaches the largest lag further.
         edge, spare = EDGE_TOKENS, reach - EDGE_TOKENS
         there = _trim(present[0], spare)
-        asking = self.encoders[0](_trim(values[0], spare), there)
-        features, reading = [asking], Reading([], [], [])
+        plain, asking = self.encoders[0](_trim(values[0], spare), there)
+        features, reading = [plain, asking], Reading([], [], [])
         own, shown = [asking], [there]
         for c, (encoder, attention) in enumerate(zip(self.encoders[1:], self.attending, strict=True)):
-            asked = encoder(values[c + 1], present[c + 1])
+            told, asked = encoder(values[c + 1], present[c + 1])
             query, key = attention.queries(asking, there), attention.keys(asked, present[c + 1])
             score, lost = attention.evidence(query, key)
             if self.chain == "softmax":
-                found, weight_BHTL = attention.softmax_read(query, key, asked)
+                found, weight_BHTL = attention.softmax_read(query, key, told, asked)
                 belief = Posterior.of_weights(weight_BHTL.mean(1))
             else:
                 belief = attention.posterior(score, lost) if beliefs is None else beliefs[c]
-                found = attention.read(belief, asking, asked)
+                found = attention.read(belief, asking, told, asked)
             features.append(found)
             own.append(_trim(asked, spare))
             shown.append(_trim(present[c + 1], spare))
@@ -350,8 +367,8 @@ class TrackedDecoder(TorchDecoder):
         track_every: int = 4,
         bidirectional: bool = False,
         align_weight: float = 0.1,
-        alone_weight: float = 0.2,
-        foreign: float = 0.1,
+        alone_weight: float = 0.1,
+        foreign: float = 0.05,
         roam: float = 0.25,
         **training: Any,
     ) -> None:
@@ -367,6 +384,36 @@ class TrackedDecoder(TorchDecoder):
         self.alone_weight = alone_weight
         self.foreign = foreign
         self.roam = roam
+
+    def fit(
+        self, X: Windows, y: np.ndarray | None = None, *, validation: Windows | None = None
+    ) -> TrackedDecoder:
+        """Train, then make the posterior as sure as validation windows with a known lag say it may be."""
+        super().fit(X, y, validation=validation)
+        if self.chain in ("tracked", "constant") and len(self.clocks_) > 1:
+            self._calibrate(hold_back(X, self._target(X, y))[1] if validation is None else validation)
+        return self
+
+    def _calibrate(self, check: Windows) -> None:
+        rng = np.random.default_rng([self.seed, 3])
+        batches = [check.batch(slice(None), rng=rng) for _ in range(CALIBRATION_DRAWS)]
+        own = self._hear(batches)
+        foreign = self._hear([swap_some(b, 1.0, rng) for b in batches])
+        for c, attention in enumerate(self.network_.attending):
+            lag_BT = torch.as_tensor(
+                np.concatenate([b.lag[..., c] for b in batches]), device=own[c].lost_BT.device
+            )
+            if bool(torch.isfinite(lag_BT).any()) and len(check) > 1:
+                calibrate(attention.track, attention.posterior, own[c], foreign[c], lag_BT, self.max_lag_)
+
+    @torch.no_grad()
+    def _hear(self, batches: list[Batch]) -> list[Heard]:
+        """Evidence on the lag of each clock but the anchor."""
+        heard = [self.network_(*self._inputs(b))[1].evidence for b in batches]
+        return [
+            Heard(*(torch.cat([h[c][k] for h in heard]) for k in (0, 1)))
+            for c in range(len(self.clocks_) - 1)
+        ]
 
     def _draw(self, X: Windows, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         batch = X.batch(rows, rng=rng, roam=self.roam)

@@ -81,7 +81,7 @@ class TorchDecoder(Decoder):
         *,
         width: int = 64,
         dropout: float = 0.1,
-        modality_dropout: float = 0.2,
+        modality_dropout: float = 0.1,
         balance: Balance = "none",
         n_steps: int = 600,
         batch_size: int = 32,
