@@ -146,38 +146,43 @@ class _Messages(torch.autograd.Function):
     ) -> Tensor:
         parts = (drift, land_RG[:, None, None], weigh_RG[:, None, None], jump, mix_RMM[:, None])
         forth, _ = _steps(*parts, like=likely_JRBMG)
-        message_JRBMG = torch.empty_like(likely_JRBMG)
-        total_JRB = likely_JRBMG.new_empty(likely_JRBMG.shape[:3])
-        message_JRBMG[0] = first_RMG[:, None]
-        for message, likely, total, after in zip(
-            message_JRBMG, likely_JRBMG, total_JRB, (*message_JRBMG[1:], None), strict=True
-        ):
+        message = first_RMG[:, None].expand(likely_JRBMG.shape[1:])
+        messages, totals = [message], []
+        for likely in likely_JRBMG.unbind()[:-1]:
             seen = message * likely
-            torch.sum(seen, (-2, -1), out=total)
-            total.clamp_min_(TINY)
-            if after is not None:
-                after.copy_(forth(seen.div_(total[..., None, None])))
-        ctx.save_for_backward(likely_JRBMG, message_JRBMG, total_JRB, *parts)
+            total = seen.sum((-2, -1), keepdim=True).clamp_min_(TINY)
+            message = forth(seen.div_(total))
+            messages.append(message)
+            totals.append(total)
+        message_JRBMG = torch.stack(messages)
+        total_JRBMG = torch.stack(totals) if totals else likely_JRBMG.new_empty(0, *message.shape[:2], 1, 1)
+        ctx.save_for_backward(likely_JRBMG, message_JRBMG, total_JRBMG, *parts)
         return message_JRBMG
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        likely_JRBMG, message_JRBMG, total_JRB, *rates = ctx.saved_tensors
+        likely_JRBMG, message_JRBMG, total_JRBMG, *rates = ctx.saved_tensors
         _, back = _steps(*rates, like=likely_JRBMG)
-        grad_JRBMG = grads[0].clone()
+        now = likely_JRBMG[:-1] / total_JRBMG
+        seen_JRBMG = message_JRBMG[:-1] * now
+        *earlier, arrived = grads[0].unbind()
+        grad_messages, grad_raws = [arrived], []
+        for grad_message, seen, likely in zip(
+            reversed(earlier), seen_JRBMG.flip(0).unbind(), now.flip(0).unbind(), strict=True
+        ):
+            grad = back(arrived)
+            grad.sub_((grad * seen).sum((-2, -1), keepdim=True))
+            arrived = torch.addcmul(grad_message, grad, likely)
+            grad_messages.append(arrived)
+            grad_raws.append(grad)
+        grad_JRBMG = torch.stack(grad_messages[::-1])
         grad_likely = torch.zeros_like(likely_JRBMG)
-        scale_JRBMG = 1 / total_JRB[..., None, None]
-        seen_JRBMG = message_JRBMG * likely_JRBMG * scale_JRBMG
-        now, shown = likely_JRBMG * scale_JRBMG, message_JRBMG * scale_JRBMG
-        for j in range(len(likely_JRBMG) - 2, -1, -1):
-            grad = back(grad_JRBMG[j + 1])
-            grad = grad - (grad * seen_JRBMG[j]).sum((-2, -1), keepdim=True)
-            torch.mul(grad, shown[j], out=grad_likely[j])
-            grad_JRBMG[j].addcmul_(grad, now[j])
+        if grad_raws:
+            torch.mul(torch.stack(grad_raws[::-1]), message_JRBMG[:-1] / total_JRBMG, out=grad_likely[:-1])
         # All steps moved alike, so the gradient of the rates is that of one big step.
         parts = [p.detach().requires_grad_() for p in rates]
         with torch.enable_grad():
-            moved = _move(seen_JRBMG[:-1], _slab(parts[0]), *parts[1:])
+            moved = _move(seen_JRBMG, _slab(parts[0]), *parts[1:])
             of_drift, of_land, of_weigh, of_jump, of_mix = torch.autograd.grad(
                 (moved * grad_JRBMG[1:]).sum(), parts
             )

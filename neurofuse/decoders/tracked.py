@@ -40,7 +40,8 @@ START_TEMPERATURE = 4.0
 # Lags drawn for each validation window, to calibrate on.
 CALIBRATION_DRAWS = 4
 # The head convolves what it read together with the anchor's tokens, as early fusion would.
-HEAD_DILATIONS = (1, 2, 4)
+HEAD_DILATIONS = (1, 4)
+ALONE_DILATIONS = (2,)
 # One window in so many is also decoded from each clock alone in training.
 ALONE_EVERY = 4
 
@@ -207,7 +208,9 @@ class LagNetwork(nn.Module):
         )
         # For moments when all clocks but one are absent.
         self.alone = nn.ModuleList(
-            MovementHead(width, width, n_axes, kernel=kernel, dropout=dropout, causal=causal)
+            MovementHead(
+                width, width, n_axes, kernel=kernel, dilations=ALONE_DILATIONS, dropout=dropout, causal=causal
+            )
             for _ in (n_inputs if len(n_inputs) > 1 else ())
         )
 
@@ -362,7 +365,7 @@ class TrackedDecoder(TorchDecoder):
         n_heads: int = 4,
         head_width: int = 16,
         kernel: int = 5,
-        dilations: tuple[int, ...] = (1, 2, 4),
+        dilations: tuple[int, ...] = (1, 4),
         lag_steps: int = 1,
         track_every: int = 4,
         bidirectional: bool = False,
