@@ -65,7 +65,7 @@ def network(max_lag: int, *, lag_steps: int = 1) -> LagNetwork:
         max_lag,
         width=64,
         n_heads=4,
-        head_width=16,
+        head_width=8,
         kernel=5,
         dilations=(1, 4),
         dropout=0.0,

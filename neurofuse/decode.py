@@ -318,6 +318,8 @@ def alignment_table(
         token, posterior, window = stitch(windows.first, said.posterior[clock])
         found: dict[str, np.ndarray] = dict(posterior_summary(posterior, said.lag_s))
         found["posterior"] = posterior.astype(np.float32)
+        if clock in said.match:
+            found["match"] = stitch(windows.first, said.match[clock])[1].astype(np.float32)
         # Of overlapping windows the path is taken from the one that has the moment nearest its middle.
         step = token - windows.first[window]
         found["lag_path_s"] = said.lag_s[said.path[clock][window, step]]

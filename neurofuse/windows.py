@@ -260,20 +260,22 @@ def _along(path: np.ndarray | None, windows: Windows) -> np.ndarray:
 
 
 def _on_reference(shift: np.ndarray, reach: int, n_steps: int, per_token: int) -> np.ndarray:
-    """Lag by reference token, in fine steps, from the lag by stamp; NaN where a moment is never shown.
+    """Lag by reference token, in fine steps, from the lag by stamp; NaN where a moment is never shown, or shown twice.
 
-    The lag of moment t is that of the stamp whose content is nearest to t; the first, if it is shown twice.
+    The lag of moment t is that of the stamp whose content is nearest to t.
     """
     inner = shift[:, reach : reach + n_steps].astype(np.float64)
     moving = (shift != shift[:, :1]).any(axis=1)  # (n_windows, n_clocks - 1)
     stamp = per_token * np.arange(shift.shape[1])
     wanted = per_token * (reach + np.arange(n_steps))
     for row, clock in zip(*np.nonzero(moving), strict=True):
-        shown = stamp - shift[row, :, clock]
-        away = np.abs(shown[None, :] - wanted[:, None])
-        best = away.argmin(axis=1)
-        found = away[np.arange(n_steps), best] <= per_token
-        inner[row, :, clock] = np.where(found, shift[row, best, clock], np.nan)
+        lag = shift[row, :, clock]
+        away = np.abs((stamp - lag)[None, :] - wanted[:, None])
+        best = lag[away.argmin(axis=1)]
+        never = away.min(axis=1) > per_token
+        # After a jump back the same content comes again, under another lag: either would be right.
+        twice = ((away <= 0.5 * per_token) & (np.abs(lag[None, :] - best[:, None]) > per_token)).any(axis=1)
+        inner[row, :, clock] = np.where(never | twice, np.nan, best)
     return inner
 
 

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from neurofuse.decoders.chain import LagChain, Posterior
 
-N_STEPS = 60
-RATE = 0.02
+N_STEPS = 30
 # How often streams that were recorded together are taken not to match, before anything is seen.
 RARELY = 0.02
 
@@ -56,21 +55,24 @@ def calibrate(
     known = torch.isfinite(lag_BT) & (lag_BT.abs() <= max_lag)
     scale = track.trust.detach().exp()
     fitted = [track.trust.requires_grad_(), track.drift, track.odds_JLF]
-    optimizer = torch.optim.Adam(fitted, lr=RATE)
-    for _ in range(N_STEPS):
+    n_fine = track.up_LG.shape[1]
+    # The fine lag nearest to the truth stands for the interval around it.
+    place = torch.where(known, lag_BT, 0.0) * ((n_fine - 1) / (2 * max_lag)) + (n_fine - 1) / 2
+    nearest = place.round().clamp(0, n_fine - 1).long()[..., None]
+    optimizer = torch.optim.LBFGS(fitted, max_iter=N_STEPS, line_search_fn="strong_wolfe")
+
+    def surprise() -> Tensor:
+        optimizer.zero_grad()
         factor = track.trust.exp() / scale
         found = posterior(own.score_BTL * factor, own.lost_BT * factor)
-        n_fine = found.log_lag_BTG.shape[-1]
-        # The fine lag nearest to the truth stands for the interval around it.
-        place = torch.where(known, lag_BT, 0.0) * ((n_fine - 1) / (2 * max_lag)) + (n_fine - 1) / 2
-        nearest = place.round().clamp(0, n_fine - 1).long()
-        at_lag = found.log_lag_BTG.gather(-1, nearest[..., None])[..., 0]
+        at_lag = found.log_lag_BTG.gather(-1, nearest)[..., 0]
         together = ((at_lag + F.logsigmoid(found.match_logit_BT)) * known).sum() / known.sum()
         apart = F.logsigmoid(-posterior(foreign.score_BTL * factor, foreign.lost_BT * factor).match_logit_BT)
         loss = -(1 - RARELY) * together - RARELY * apart.mean()
-        optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        return loss
+
+    optimizer.step(surprise)
     track.trust.requires_grad_(False)
     for p in fitted:
         p.grad = None

@@ -363,7 +363,7 @@ class TrackedDecoder(TorchDecoder):
         self,
         *,
         n_heads: int = 4,
-        head_width: int = 16,
+        head_width: int = 8,
         kernel: int = 5,
         dilations: tuple[int, ...] = (1, 4),
         lag_steps: int = 1,
