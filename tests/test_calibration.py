@@ -56,7 +56,7 @@ def test_the_worth_of_evidence_is_found_and_intervals_hold_what_they_say(sharpne
     before = coverage(track, posterior, sharpness)
     own, lag = heard(60, sharpness=sharpness, seed=2)
     foreign, _ = heard(60, sharpness=sharpness, seed=3, matched=False)
-    calibrate(track, posterior, own, foreign, lag, MAX_LAG)
+    calibrate(track, posterior, own, foreign, lag, MAX_LAG, 4)
     assert float(track.trust.exp()) == pytest.approx(1 / sharpness, rel=0.25)
     assert not track.trust.requires_grad
     after = coverage(track, posterior, sharpness)
@@ -82,7 +82,7 @@ def test_unknown_lags_do_not_count():
     half = lag.clone()
     half[10:] = torch.nan
     wrong = torch.where(torch.isnan(half), torch.tensor(MAX_LAG + 5.0), half)
-    calibrate(track, posterior, own, foreign, half, MAX_LAG)
+    calibrate(track, posterior, own, foreign, half, MAX_LAG, 4)
     other = LagChain(2 * MAX_LAG + 1, 1)
     calibrate(
         other,
@@ -91,5 +91,6 @@ def test_unknown_lags_do_not_count():
         foreign,
         wrong,
         MAX_LAG,
+        4,
     )
     assert float(track.trust) == pytest.approx(float(other.trust))

@@ -37,6 +37,7 @@ def calibrate(
     foreign: Heard,
     lag_BT: Tensor,
     max_lag: int,
+    every: int,
 ) -> None:
     """Fit what evidence is worth and all rates of a chain, in place.
 
@@ -51,8 +52,15 @@ def calibrate(
         The true lag of the first in tokens, NaN where unknown.
     max_lag : int
         Largest lag searched, tokens.
+    every : int
+        Tokens that share one lag. So near a jump of more than a token the chain can be wrong however the evidence is
+        weighed; such moments are left out.
     """
     known = torch.isfinite(lag_BT) & (lag_BT.abs() <= max_lag)
+    around_BTE = F.pad(lag_BT[:, None], (every, every), mode="replicate")[:, 0].unfold(1, 2 * every + 1, 1)
+    known &= (around_BTE - lag_BT[..., None]).abs().amax(-1) <= 1
+    if not known.any():
+        return
     scale = track.trust.detach().exp()
     fitted = [track.trust.requires_grad_(), track.drift, track.odds_JLF]
     n_fine = track.up_LG.shape[1]

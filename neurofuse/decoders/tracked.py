@@ -407,7 +407,15 @@ class TrackedDecoder(TorchDecoder):
                 np.concatenate([b.lag[..., c] for b in batches]), device=own[c].lost_BT.device
             )
             if bool(torch.isfinite(lag_BT).any()) and len(check) > 1:
-                calibrate(attention.track, attention.posterior, own[c], foreign[c], lag_BT, self.max_lag_)
+                calibrate(
+                    attention.track,
+                    attention.posterior,
+                    own[c],
+                    foreign[c],
+                    lag_BT,
+                    self.max_lag_,
+                    self.track_every,
+                )
 
     @torch.no_grad()
     def _hear(self, batches: list[Batch]) -> list[Heard]:
