@@ -8,8 +8,8 @@ with fresh lags of that law and are tested on one lag path through the last stre
 `-causal` decodes from the past alone, on causal features.
 
 `gap_closed = (R2 - early) / (oracle - early)`, `early` being the best early-fusion member on the same row and `oracle`
-the tracking decoder with the true lag given, which has the same context. Every trained decoder leaves one JSON file
-in DIR/cells; a run that is stopped goes on from there.
+the tracking decoder with the true lag given, which has the same context; for causal decoders both are causal. Every
+trained decoder leaves one JSON file in DIR/cells; a run that is stopped goes on from there.
 """
 
 from __future__ import annotations
@@ -228,14 +228,20 @@ def collect(trainings: list[Training], folder: Path, wanted: list[str]) -> xr.Da
             for row, found in json.loads(file.read_text(encoding="utf-8")).items():
                 for m in set(found) & set(MEASURES) if row in rows else ():
                     table[m].loc[{"scenario": row, "decoder": t.decoder, "seed": t.seed}] = found[m]
-    early = [d for d in decoders if d in EARLY]
-    if early and ORACLE in decoders:
-        r2 = table["r2"]
-        floor, ceiling = r2.sel(decoder=early).max("decoder"), r2.sel(decoder=ORACLE, drop=True)
-        # Without a lag, or trained without one, there is no gap that alignment opened.
-        opened = [row.rsplit("-", 1)[1] not in ("none", "testonly") for row in rows]
-        gap = ((r2 - floor) / (ceiling - floor)).where(xr.DataArray(opened, dims="scenario"))
-        table["gap_closed"] = gap.transpose("scenario", "decoder", "seed")
+    # Without a lag, or trained without one, there is no gap that alignment opened.
+    opened = [row.rsplit("-", 1)[1] not in ("none", "testonly") for row in rows]
+    gap = xr.full_like(table["r2"], np.nan)
+    # What decodes from the past alone is measured against what else does.
+    for causal in (False, True):
+        mine = [d for d in decoders if d.endswith("-causal") == causal]
+        early = [d for d in mine if d.removesuffix("-causal") in EARLY]
+        ceiling = ORACLE + "-causal" * causal
+        if early and ceiling in mine:
+            r2 = table["r2"].sel(decoder=mine)
+            floor, top = r2.sel(decoder=early).max("decoder"), r2.sel(decoder=ceiling, drop=True)
+            closed = ((r2 - floor) / (top - floor)).where(xr.DataArray(opened, dims="scenario"))
+            gap.loc[{"decoder": mine}] = closed.transpose("scenario", "decoder", "seed")
+    table["gap_closed"] = gap
     return table
 
 

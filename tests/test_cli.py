@@ -238,7 +238,12 @@ def test_nonsense_after_an_option_is_named(refused, tmp_path, option):
 def test_the_remedies_of_wrong_settings(refused, tmp_path):
     path = counts(tmp_path / "a.npz")
     words = "decode", path, "--movement", "pos", *BIN
-    refused(*words, "--decoder", "nope", sentence="choose one of tracked, constant, softmax, early, ridge")
+    refused(
+        *words,
+        "--decoder",
+        "nope",
+        sentence="choose one of tracked, constant, softmax, oracle, autoregressive",
+    )
     refused(*words, "--jitter", "nope:1", sentence="choose one of none, lag, offset, skew, walk, jump")
     refused(*words, "--jitter", "lag", sentence="such as lag:0.3")
     refused(*words, "--jitter", "lag:0.1", sentence="there is no second clock to move; make one")

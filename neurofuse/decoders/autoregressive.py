@@ -169,7 +169,7 @@ class AutoregressiveNetwork(nn.Module):
         for k, (x, on) in enumerate(zip(values, present, strict=True)):
             if k == 0 and spare:
                 x, on = x[:, spare:-spare], on[:, spare:-spare]
-            features = self.encoders[k](x, on)[1]
+            features = self.encoders[k](self.encoders[k].enter(x, on))
             if k == 0:
                 anchor_BTD = features[:, edge:-edge]
             begin = edge - self.before[0] if k == 0 else edge

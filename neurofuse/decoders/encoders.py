@@ -73,13 +73,16 @@ class StreamEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x_BWU: Tensor, present_BW: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens embedded one by one, and as they look among their neighbours; both (B, W, D)."""
-        plain_BWD = torch.where(present_BW[..., None], self.embed(self.drop(x_BWU)), self.absent)
+    def enter(self, x_BWU: Tensor, present_BW: Tensor) -> Tensor:
+        """Tokens embedded one by one, shape (B, W, D)."""
+        return torch.where(present_BW[..., None], self.embed(self.drop(x_BWU)), self.absent)
+
+    def forward(self, plain_BWD: Tensor) -> Tensor:
+        """Embedded tokens as they look among their neighbours, shape (B, W, D)."""
         h_BWD = plain_BWD
         for block in self.blocks:
             h_BWD = block(h_BWD)
-        return plain_BWD, self.norm(h_BWD)
+        return self.norm(h_BWD)
 
 
 class MovementHead(nn.Module):

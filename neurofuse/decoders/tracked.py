@@ -37,11 +37,13 @@ from neurofuse.windows import EDGE_TOKENS, Batch, Windows
 Chain = Literal["tracked", "constant", "softmax", "given"]
 
 START_TEMPERATURE = 4.0
+# Share of foreign streams at least where no lag is known.
+FOREIGN_BLIND = 0.25
 # Lags drawn for each validation window, to calibrate on.
 CALIBRATION_DRAWS = 4
 # The head convolves what it read together with the anchor's tokens, as early fusion would.
 HEAD_DILATIONS = (1, 4)
-ALONE_DILATIONS = (2,)
+ALONE_DILATIONS = (1, 4)
 # One window in so many is also decoded from each clock alone in training.
 ALONE_EVERY = 4
 
@@ -235,11 +237,13 @@ class LagNetwork(nn.Module):
         # The anchor's own context is EDGE_TOKENS; that of the others reaches the largest lag further.
         edge, spare = EDGE_TOKENS, reach - EDGE_TOKENS
         there = _trim(present[0], spare)
-        plain, asking = self.encoders[0](_trim(values[0], spare), there)
+        plain = self.encoders[0].enter(_trim(values[0], spare), there)
+        asking = self.encoders[0](plain)
         features, reading = [plain, asking], Reading([], [], [])
         own, shown = [asking], [there]
         for c, (encoder, attention) in enumerate(zip(self.encoders[1:], self.attending, strict=True)):
-            told, asked = encoder(values[c + 1], present[c + 1])
+            told = encoder.enter(values[c + 1], present[c + 1])
+            asked = encoder(told)
             query, key = attention.queries(asking, there), attention.keys(asked, present[c + 1])
             score, lost = attention.evidence(query, key)
             if self.chain == "softmax":
@@ -370,7 +374,7 @@ class TrackedDecoder(TorchDecoder):
         track_every: int = 4,
         bidirectional: bool = False,
         align_weight: float = 0.1,
-        alone_weight: float = 0.1,
+        alone_weight: float = 0.2,
         foreign: float = 0.05,
         roam: float = 0.25,
         **training: Any,
@@ -429,7 +433,11 @@ class TrackedDecoder(TorchDecoder):
     def _draw(self, X: Windows, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         batch = X.batch(rows, rng=rng, roam=self.roam)
         # Without a chain, or told the lag, it has no notion of streams that do not match.
-        return swap_some(batch, self.foreign, rng) if self.chain in ("tracked", "constant") else batch
+        if self.chain not in ("tracked", "constant"):
+            return batch
+        # Where no lag is known, telling its own stream from another's is all there is to learn alignment from.
+        blind = not np.isfinite(batch.lag).any()
+        return swap_some(batch, max(self.foreign, FOREIGN_BLIND) if blind else self.foreign, rng)
 
     @torch.no_grad()
     def decode_through(self, X: Windows) -> Decoded:
