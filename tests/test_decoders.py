@@ -14,7 +14,7 @@ from neurofuse.decoders.autoregressive import AutoregressiveDecoder
 from neurofuse.decoders.chain import Posterior
 from neurofuse.decoders.contract import Decoder, hold_back
 from neurofuse.decoders.family import DECODERS, make_decoder
-from neurofuse.decoders.tracked import TrackedDecoder, alignment_loss, swap_some
+from neurofuse.decoders.tracked import TrackedDecoder, alignment_loss, recognition_loss, swap_some
 from neurofuse.decoders.training import TorchDecoder
 from neurofuse.jitters.lag import WindowLag
 from neurofuse.recording import Movement, NeurofuseError, Recording, Signal
@@ -248,6 +248,15 @@ def test_the_alignment_loss_takes_a_lag_give_or_take_a_token():
     belief = believed([0.0, 0.0, 0.1, 0.0, 0.2, 0.3, 0.4, 0.0, 0.0], 1.0)
     loss = alignment_loss(belief, torch.tensor([[0.5]]), torch.ones(1, 1, dtype=torch.bool), 2)
     assert float(loss) == pytest.approx(-np.log(0.1 + 0.3 + 0.2), abs=1e-6)
+
+
+def test_recognition_falls_when_windows_match_their_own_partner():
+    g = torch.Generator().manual_seed(0)
+    key = torch.nn.functional.normalize(torch.randn(4, 2, 24, 8, generator=g), dim=-1)
+    prior = torch.zeros(5)
+    good = recognition_loss(5 * key[:, :, 2:22], key, prior)
+    bad = recognition_loss(5 * key.roll(1, 0)[:, :, 2:22], key, prior)
+    assert float(good) < np.log(4) < float(bad)
 
 
 def test_some_windows_get_the_other_clock_of_their_neighbour(parts):

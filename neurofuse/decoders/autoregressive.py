@@ -22,7 +22,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from neurofuse.decoders.chain import Posterior
-from neurofuse.decoders.encoders import SeededDropout, StreamEncoder
+from neurofuse.decoders.encoders import SeededDropout, StreamEncoder, encode
 from neurofuse.decoders.lag import band_read, band_scores
 from neurofuse.decoders.tracked import alignment_losses
 from neurofuse.decoders.training import DECODE_BATCH, TorchDecoder
@@ -169,7 +169,7 @@ class AutoregressiveNetwork(nn.Module):
         for k, (x, on) in enumerate(zip(values, present, strict=True)):
             if k == 0 and spare:
                 x, on = x[:, spare:-spare], on[:, spare:-spare]
-            features = self.encoders[k](self.encoders[k].enter(x, on))
+            features = encode(self.encoders[k], x, on)[1]
             if k == 0:
                 anchor_BTD = features[:, edge:-edge]
             begin = edge - self.before[0] if k == 0 else edge

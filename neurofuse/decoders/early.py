@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neurofuse.decoders.encoders import MovementHead, SeededDropout, StreamEncoder
+from neurofuse.decoders.encoders import MovementHead, SeededDropout, StreamEncoder, encode
 from neurofuse.decoders.training import TorchDecoder
 from neurofuse.recording import NeurofuseError
 
@@ -82,7 +82,7 @@ class EarlyNetwork(nn.Module):
 
     def forward(self, values: list[Tensor], present: list[Tensor], reach: int) -> tuple[Tensor, None]:
         inputs, anywhere = stacked(values, present, clocks=self.clocks, late=self.late)
-        return inner(self.head(self.encoder(self.encoder.enter(inputs, anywhere))), reach, self.late), None
+        return inner(self.head(encode(self.encoder, inputs, anywhere)[1]), reach, self.late), None
 
 
 class EarlyDecoder(TorchDecoder):
@@ -296,7 +296,7 @@ class AttentionNetwork(nn.Module):
         behind = [self.late, *[0] * (n_clocks - 1)]
         x_BND = torch.cat(
             [
-                encoder(encoder.enter(delayed(x, n), delayed(p, n))) + clock
+                encode(encoder, delayed(x, n), delayed(p, n))[1] + clock
                 for encoder, x, p, clock, n in zip(
                     self.encoders, values, present, self.clock_CD, behind, strict=True
                 )

@@ -85,6 +85,13 @@ class StreamEncoder(nn.Module):
         return self.norm(h_BWD)
 
 
+def encode(encoder: nn.Module, x_BWU: Tensor, present_BW: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens embedded, and as they look among their neighbours; both (B, W, D)."""
+    assert isinstance(encoder, StreamEncoder)
+    plain_BWD = encoder.enter(x_BWU, present_BW)
+    return plain_BWD, encoder(plain_BWD)
+
+
 class MovementHead(nn.Module):
     """Features to movement: temporal blocks, which may shift in time, and a linear map."""
 

@@ -28,7 +28,7 @@ from neurofuse.decoders.chain import (
     likelihoods,
 )
 from neurofuse.decoders.contract import Decoded, hold_back
-from neurofuse.decoders.encoders import MovementHead, StreamEncoder
+from neurofuse.decoders.encoders import MovementHead, StreamEncoder, encode
 from neurofuse.decoders.lag import band_answer, band_read, band_scores
 from neurofuse.decoders.through import track_through
 from neurofuse.decoders.training import TorchDecoder
@@ -37,8 +37,12 @@ from neurofuse.windows import EDGE_TOKENS, Batch, Windows
 Chain = Literal["tracked", "constant", "softmax", "given"]
 
 START_TEMPERATURE = 4.0
-# Share of foreign streams at least where no lag is known.
-FOREIGN_BLIND = 0.25
+# Recognition: how many windows of a batch are asked, how many others each is told from, in how many stretches,
+# and how many independent looks a stretch is worth.
+N_ASKED = 16
+N_OTHERS = 3
+N_STRETCHES = 4
+TOKENS_APART = 8.0
 # Lags drawn for each validation window, to calibrate on.
 CALIBRATION_DRAWS = 4
 # The head convolves what it read together with the anchor's tokens, as early fusion would.
@@ -143,6 +147,7 @@ class Reading:
 
     beliefs: list[Posterior]  # of the window's tokens; the mean over heads where heads differ
     evidence: list[tuple[Tensor, Tensor]]  # of the window's tokens: every lag (B, T, L), and no match (B, T)
+    asked: list[tuple[Tensor, Tensor]]  # in training, queries (B, H, T + edges, D) and keys (B, H, W, D)
     alone: list[Tensor]  # in training, movement from each clock alone, for the first windows: (b, T, A)
 
     @property
@@ -237,13 +242,11 @@ class LagNetwork(nn.Module):
         # The anchor's own context is EDGE_TOKENS; that of the others reaches the largest lag further.
         edge, spare = EDGE_TOKENS, reach - EDGE_TOKENS
         there = _trim(present[0], spare)
-        plain = self.encoders[0].enter(_trim(values[0], spare), there)
-        asking = self.encoders[0](plain)
-        features, reading = [plain, asking], Reading([], [], [])
+        plain, asking = encode(self.encoders[0], _trim(values[0], spare), there)
+        features, reading = [plain, asking], Reading([], [], [], [])
         own, shown = [asking], [there]
         for c, (encoder, attention) in enumerate(zip(self.encoders[1:], self.attending, strict=True)):
-            told = encoder.enter(values[c + 1], present[c + 1])
-            asked = encoder(told)
+            told, asked = encode(encoder, values[c + 1], present[c + 1])
             query, key = attention.queries(asking, there), attention.keys(asked, present[c + 1])
             score, lost = attention.evidence(query, key)
             if self.chain == "softmax":
@@ -257,6 +260,8 @@ class LagNetwork(nn.Module):
             shown.append(_trim(present[c + 1], spare))
             reading.beliefs.append(belief.map(lambda x: _trim(x, edge)))
             reading.evidence.append((_trim(score, edge), _trim(lost, edge)))
+            if self.training:
+                reading.asked.append((query, key))
         said = _trim(self.head(torch.cat(features, -1)), edge)
         if not self.alone:
             return said, reading
@@ -310,6 +315,30 @@ def alignment_loss(belief: Posterior, lag_BT: Tensor, both_BT: Tensor, max_lag: 
     )
     counted = both_BT & (known | ~torch.isfinite(lag_BT))
     return -torch.where(counted, log_likely, 0.0).sum() / counted.sum().clamp_min(1)
+
+
+def recognition_loss(query_BHTD: Tensor, key_BHWD: Tensor, log_prior_L: Tensor) -> Tensor:
+    """How badly a window tells its own other stream from those of other windows, whatever the lag.
+
+    Needs no lag to be known: the evidence of a stretch, summed over lags, must be larger for the stream that
+    was recorded with it than for streams recorded at other times (InfoNCE over a batch; van den Oord et al. 2018). It
+    keeps queries and keys from settling on a lag that merely suits the movement.
+    """
+    n_asked = min(len(query_BHTD), N_ASKED)
+    # The heads' evidence adds up: one long query.
+    query, key = (x.transpose(1, 2).flatten(-2)[:, None] for x in (query_BHTD, key_BHWD))
+    evidence = [
+        _stretch_evidence(band_scores(query[:n_asked], key.roll(-k, 0)[:n_asked])[:, 0], log_prior_L)
+        for k in range(min(N_OTHERS + 1, len(query)))
+    ]
+    return -torch.stack(evidence).log_softmax(0)[0].mean()
+
+
+def _stretch_evidence(score_BTL: Tensor, log_prior_L: Tensor) -> Tensor:
+    """Log evidence of stretches of a window under one lag each; neighbouring tokens count as one in part."""
+    n_block = max(1, score_BTL.shape[1] // N_STRETCHES)
+    whole = score_BTL[:, : n_block * N_STRETCHES].unflatten(1, (-1, n_block))
+    return (TOKENS_APART * whole.mean(2) + log_prior_L.log_softmax(-1)).logsumexp(-1)
 
 
 def alignment_losses(beliefs: list[Posterior], batch: Batch, max_lag: int) -> Tensor | float:
@@ -435,9 +464,7 @@ class TrackedDecoder(TorchDecoder):
         # Without a chain, or told the lag, it has no notion of streams that do not match.
         if self.chain not in ("tracked", "constant"):
             return batch
-        # Where no lag is known, telling its own stream from another's is all there is to learn alignment from.
-        blind = not np.isfinite(batch.lag).any()
-        return swap_some(batch, max(self.foreign, FOREIGN_BLIND) if blind else self.foreign, rng)
+        return swap_some(batch, self.foreign, rng)
 
     @torch.no_grad()
     def decode_through(self, X: Windows) -> Decoded:
@@ -458,6 +485,17 @@ class TrackedDecoder(TorchDecoder):
 
     def _more_loss(self, reading: Reading, batch: Batch, error: Callable[[Tensor], Tensor]) -> Tensor | float:
         loss = self.align_weight * alignment_losses(reading.beliefs, batch, self.max_lag_)
+        for c, (query, key) in enumerate(reading.asked):
+            own = (
+                np.isnan(batch.lag[..., c]).all(axis=1)
+                & batch.present[0].any(axis=1)
+                & batch.present[c + 1].any(axis=1)
+            )
+            # Where no lag is known, telling its own stream from others is what alignment is learned from.
+            if own.sum() > 1 and self.chain in ("tracked", "constant"):
+                rows = torch.as_tensor(np.flatnonzero(own), device=query.device)
+                prior_L = self.network_.attending[c].track.log_prior_L
+                loss = loss + self.align_weight * recognition_loss(query[rows], key[rows], prior_L)
         inner = slice(batch.reach, batch.reach + batch.movement.shape[1])
         for said, present in zip(reading.alone, batch.present, strict=False):
             there_BT = torch.as_tensor(present[: len(said), inner], device=said.device)
