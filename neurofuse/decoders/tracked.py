@@ -216,7 +216,7 @@ class LagNetwork(nn.Module):
         # For moments when all clocks but one are absent.
         self.alone = nn.ModuleList(
             MovementHead(
-                width, width, n_axes, kernel=kernel, dilations=ALONE_DILATIONS, dropout=dropout, causal=causal
+                2 * width, width, n_axes, kernel=kernel, dilations=ALONE_DILATIONS, dropout=dropout, causal=causal
             )
             for _ in (n_inputs if len(n_inputs) > 1 else ())
         )
@@ -244,7 +244,7 @@ class LagNetwork(nn.Module):
         there = _trim(present[0], spare)
         plain, asking = encode(self.encoders[0], _trim(values[0], spare), there)
         features, reading = [plain, asking], Reading([], [], [], [])
-        own, shown = [asking], [there]
+        own, shown = [torch.cat([plain, asking], -1)], [there]
         for c, (encoder, attention) in enumerate(zip(self.encoders[1:], self.attending, strict=True)):
             told, asked = encode(encoder, values[c + 1], present[c + 1])
             query, key = attention.queries(asking, there), attention.keys(asked, present[c + 1])
@@ -256,7 +256,7 @@ class LagNetwork(nn.Module):
                 belief = attention.posterior(score, lost) if beliefs is None else beliefs[c]
                 found = attention.read(belief, asking, told, asked)
             features.append(found)
-            own.append(_trim(asked, spare))
+            own.append(_trim(torch.cat([told, asked], -1), spare))
             shown.append(_trim(present[c + 1], spare))
             reading.beliefs.append(belief.map(lambda x: _trim(x, edge)))
             reading.evidence.append((_trim(score, edge), _trim(lost, edge)))
