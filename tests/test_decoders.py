@@ -301,6 +301,19 @@ def test_a_lag_is_tracked_through_a_recording_and_across_its_gaps(parts, causal)
     np.testing.assert_array_equal(decoder.decode_through(own).movement, decoder.decode(own).movement)
 
 
+def test_both_directions_read_through_one_posterior(parts):
+    """The other clock's stream hears the anchor's before it is read: its values change, the lag does not."""
+    decoder = quick("tracked", bidirectional=True, n_steps=20).fit(parts.train, validation=parts.validation)
+    both = decoder.decode(parts.test)
+    with torch.no_grad():
+        for p in decoder.network_.attentions[0].answer.parameters():
+            p.zero_()
+    one_way = decoder.decode(parts.test)
+    np.testing.assert_array_equal(both.posterior["b"], one_way.posterior["b"])
+    assert np.abs(both.movement - one_way.movement).max() > 1e-3
+    assert np.isfinite(both.movement).all()
+
+
 def test_the_oracle_is_told_the_lag_and_the_others_are_not():
     parts = cut(two_systems(), jitter=WindowLag(0.25))
     oracle = quick("oracle", n_steps=10).fit(parts.train, validation=parts.validation)

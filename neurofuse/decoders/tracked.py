@@ -216,7 +216,13 @@ class LagNetwork(nn.Module):
         # For moments when all clocks but one are absent.
         self.alone = nn.ModuleList(
             MovementHead(
-                2 * width, width, n_axes, kernel=kernel, dilations=ALONE_DILATIONS, dropout=dropout, causal=causal
+                2 * width,
+                width,
+                n_axes,
+                kernel=kernel,
+                dilations=ALONE_DILATIONS,
+                dropout=dropout,
+                causal=causal,
             )
             for _ in (n_inputs if len(n_inputs) > 1 else ())
         )
