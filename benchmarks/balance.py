@@ -51,21 +51,12 @@ def dominated() -> Split:
     return split(tokens, window_s=2.0, max_lag_s=0.4, rng=np.random.default_rng(0))
 
 
-def failing(windows: Windows, clock: int) -> Windows:
-    """The same windows with one clock absent throughout."""
-    clocks = [
-        replace(c, cover=np.zeros_like(c.cover)) if k == clock else c
-        for k, c in enumerate(windows.tokens.clocks)
-    ]
-    return replace(windows, tokens=replace(windows.tokens, clocks=tuple(clocks)))
-
-
 def spikes_alone(parts: Split) -> Split:
     """The same windows as if the second clock had never been recorded."""
 
     def alone(windows: Windows) -> Windows:
         tokens = replace(windows.tokens, clocks=windows.tokens.clocks[:1])
-        return replace(windows, tokens=tokens, shift=windows.shift[:, :0])
+        return replace(windows, tokens=tokens, shift=windows.shift[..., :0])
 
     return Split(alone(parts.train), alone(parts.validation), alone(parts.test))
 
@@ -80,7 +71,7 @@ def measure(parts: Split, *, decoder: str, seed: int) -> tuple[np.ndarray, float
         fitted = make_decoder(decoder, seed=seed, **SETTINGS, **way)
         fitted.fit(parts.train, validation=parts.validation)
         both, masked, field = (
-            fitted.score(w) for w in (parts.test, failing(parts.test, 1), failing(parts.test, 0))
+            fitted.score(w) for w in (parts.test, parts.test.without(1), parts.test.without(0))
         )
         rows.append([both, masked, field, both - masked, both - spikes])
     return np.array(rows), spikes

@@ -98,7 +98,9 @@ EVERYTHING = Source()
 def decode(
     *paths: Paths,
     source: Source = EVERYTHING,
-    decoder: Annotated[str, Parameter(help="tracked, constant, softmax, early or ridge.")] = "tracked",
+    decoder: Annotated[
+        str, Parameter(help="tracked, early, ridge, kalman ...; a wrong name lists all.")
+    ] = "tracked",
     max_lag: Annotated[
         float | None, Parameter(help="Largest lag searched, seconds (0.5 where there is room).")
     ] = None,

@@ -52,7 +52,7 @@ LFP_RATE_HZ = 1000.0
 class DecodeConfig:
     """What a decode does. Everything here is written into the metrics and the checkpoint."""
 
-    # Name of the decoder: tracked, constant, softmax, early, ridge.
+    # Name of the decoder, one of `neurofuse.decoders.family.DECODERS`.
     decoder: str = "tracked"
     # Seconds a token; None takes 20 ms, or the recording's own bins where they are longer.
     token_s: float | None = None
@@ -342,6 +342,7 @@ def alignment_table(
             "max_lag_s": windows.max_lag * tokens.token_s,
             "token_s": tokens.token_s,
             "hit_tolerance_s": hit_tolerance_s(tokens.token_s),
+            "truth_step_s": tokens.fine_s,
         },
     ).assign(window=("time", window))
     return table if np.isfinite(table["true_lag_s"]).any() else table.drop_vars("true_lag_s")

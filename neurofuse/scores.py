@@ -67,17 +67,23 @@ def lag_scores(
         return {"lag_hit_rate": None, "lag_median_abs_error_s": None, "lag_coverage_90": None}
     error_s = np.abs(mean_s - true_s)[known]
     hits = np.abs(path_s - true_s)[known] <= hit_tolerance_s(token_s)
-    half = truth_step_s / 2
-    if half > 0:
-        shared = np.minimum(high_s, true_s + half) - np.maximum(low_s, true_s - half)
-        inside = np.clip(shared[known] / truth_step_s, 0, 1)
-    else:
-        inside = ((true_s >= low_s) & (true_s <= high_s))[known].astype(np.float64)
+    inside = share_inside(true_s, low_s, high_s, truth_step_s)[known]
     return {
         "lag_hit_rate": float(hits.mean()),
         "lag_median_abs_error_s": float(np.median(error_s)),
         "lag_coverage_90": float(inside.mean()),
     }
+
+
+def share_inside(
+    true_s: FloatArray, low_s: FloatArray, high_s: FloatArray, truth_step_s: float
+) -> FloatArray:
+    """How much of what a truth stands for, `truth_step_s` around it, lies between the ends of an interval."""
+    half = truth_step_s / 2
+    if half <= 0:
+        return ((true_s >= low_s) & (true_s <= high_s)).astype(np.float64)
+    shared = np.minimum(high_s, true_s + half) - np.maximum(low_s, true_s - half)
+    return np.clip(shared / truth_step_s, 0, 1)
 
 
 def stitch(first: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -125,19 +131,21 @@ def posterior_summary(posterior: np.ndarray, lag_s: FloatArray) -> dict[str, Flo
     p = p / p.sum(axis=-1, keepdims=True)
     mean = p @ lag_s
     variance = p @ lag_s**2 - mean**2 + step**2 / 12
-    edges = np.concatenate([lag_s - step / 2, [lag_s[-1] + step / 2]])
-    cdf = np.concatenate([np.zeros((*p.shape[:-1], 1)), np.cumsum(p, axis=-1)], axis=-1)
     return {
         "lag_mean_s": mean,
         "lag_std_s": np.sqrt(np.maximum(variance, 0)),
-        "lag_q05_s": _quantile(cdf, edges, 0.05),
-        "lag_q95_s": _quantile(cdf, edges, 0.95),
+        "lag_q05_s": posterior_quantile(p, lag_s, 0.05),
+        "lag_q95_s": posterior_quantile(p, lag_s, 0.95),
         "lag_map_s": lag_s[p.argmax(axis=-1)],
         "entropy": -(p * np.log(np.maximum(p, 1e-300))).sum(axis=-1),
     }
 
 
-def _quantile(cdf: FloatArray, edges: FloatArray, level: float) -> FloatArray:
+def posterior_quantile(posterior: np.ndarray, lag_s: FloatArray, level: float) -> FloatArray:
+    """Lag below which a share `level` of each posterior lies, shape (..., n_lags) -> (...)."""
+    step = float(lag_s[1] - lag_s[0]) if lag_s.size > 1 else 0.0
+    edges = np.concatenate([lag_s - step / 2, [lag_s[-1] + step / 2]])
+    cdf = np.concatenate([np.zeros((*posterior.shape[:-1], 1)), np.cumsum(posterior, axis=-1)], axis=-1)
     above = np.clip((cdf < level).sum(axis=-1), 1, edges.size - 1)
     low = np.take_along_axis(cdf, above[..., None] - 1, -1)[..., 0]
     high = np.take_along_axis(cdf, above[..., None], -1)[..., 0]

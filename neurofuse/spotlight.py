@@ -15,7 +15,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from neurofuse.recording import GAP_SAMPLES, FloatArray, NeurofuseError
-from neurofuse.scores import hit_tolerance_s, r2_per_axis
+from neurofuse.scores import hit_tolerance_s, posterior_quantile, r2_per_axis, share_inside
 from neurofuse.tokens import ClockTokens
 from neurofuse.windows import Windows
 
@@ -80,6 +80,7 @@ def attention(
             "reference": tokens.clocks[0].clock,
             "token_s": tokens.token_s,
             "hit_tolerance_s": hit_tolerance_s(tokens.token_s),
+            "truth_step_s": tokens.fine_s,
         },
     )
     return table if np.isfinite(table["true_lag_s"]).any() else table.drop_vars("true_lag_s")
@@ -164,7 +165,7 @@ def spotlight_scores(table: xr.Dataset, *, bandwidth_hz: float | None = None) ->
         return out
     true_CM = table["true_lag_s"].transpose("clock", *moments).values.reshape(best_CM.shape)
     found = [
-        _against_truth(*one, lag_s, tolerance_s, step_s)
+        _against_truth(*one, lag_s, tolerance_s, float(table.attrs.get("truth_step_s", 0.0)))
         for one in zip(posterior_CML, best_CM, true_CM, strict=True)
     ]
     dims = {"coverage": ("clock", "level")} | dict.fromkeys(
@@ -184,7 +185,7 @@ def _against_truth(
     true_s: FloatArray,
     lag_s: FloatArray,
     tolerance_s: float,
-    step_s: float,
+    truth_step_s: float,
 ) -> dict[str, FloatArray | float]:
     """The scores of one clock that need a truth; NaN where none is known."""
     known = np.isfinite(true_s)
@@ -203,17 +204,17 @@ def _against_truth(
     )
     with np.errstate(invalid="ignore", divide="ignore"):
         confidence, accuracy, share = said / count, right / count, count / count.sum()
-    # A lag of the grid stands for the interval around it: where in the distribution does the truth fall?
-    place = np.clip((true_s - lag_s[0]) / (step_s or 1.0) + 0.5, 0, lag_s.size)
-    cell = np.minimum(place.astype(np.int64), lag_s.size - 1)[:, None]
-    below = np.take_along_axis(np.cumsum(p, axis=-1) - p, cell, -1)[:, 0]
-    level_of_truth = below + (place - cell[:, 0]) * np.take_along_axis(p, cell, -1)[:, 0]
+
+    def coverage(level: float) -> float:
+        low_s, high_s = (posterior_quantile(p, lag_s, 0.5 + side * level / 2) for side in (-1, 1))
+        return mean(share_inside(true_s, low_s, high_s, truth_step_s))
+
     return {
         "mass_on_truth": mean(mass(true_s)),
         "anomaly_rate": mean(~hit),
         "calibration_error": float(np.abs(said - right).sum() / count.sum()) if hit.size else np.nan,
         "known_share": mean(known),
-        "coverage": np.array([mean(np.abs(level_of_truth - 0.5) <= level / 2) for level in LEVELS]),
+        "coverage": np.array([coverage(level) for level in LEVELS]),
         "confidence": confidence,
         "accuracy": accuracy,
         "share": share,
@@ -262,11 +263,11 @@ def contribution(
     for k, clock in enumerate(tokens.clocks):
         for name, columns in _parts_of(clock, by):
             if columns.all():
-                masked = replace(clock, cover=np.zeros_like(clock.cover), total=np.zeros_like(clock.total))
+                rest = windows.without(k)
             else:
                 masked = _at_mean(clock, columns, decoder.input_scales_[k].mean, tokens.per_token)
-            seen = (*tokens.clocks[:k], masked, *tokens.clocks[k + 1 :])
-            rest = replace(windows, tokens=replace(tokens, clocks=seen))
+                seen = (*tokens.clocks[:k], masked, *tokens.clocks[k + 1 :])
+                rest = replace(windows, tokens=replace(tokens, clocks=seen))
             without.append(r2_per_axis(windows.movement, decoder.predict(rest)))
             names.append(name)
             clocks.append(clock.clock)

@@ -102,6 +102,14 @@ class Windows:
         """Each window has a lag of its own, so that neighbours say nothing about each other."""
         return self.shift.shape[-1] > 0 and self.jitter is not None and self.path is None
 
+    def without(self, clock: int) -> Windows:
+        """The same windows as if the clock of this number had recorded nothing."""
+        clocks = [
+            replace(c, cover=np.zeros_like(c.cover)) if k == clock else c
+            for k, c in enumerate(self.tokens.clocks)
+        ]
+        return replace(self, tokens=replace(self.tokens, clocks=tuple(clocks)))
+
     def recut(self, first: np.ndarray, n_steps: int) -> Windows:
         """Windows of another length or place under the same lag, which must run through the recording."""
         if self.own_lag:
@@ -173,12 +181,14 @@ class Windows:
         return chosen._gather(fine=fine)
 
     def _roaming(self, share: float, rng: np.random.Generator) -> Windows:
-        known_s = self.lag_s
-        rows = np.flatnonzero((rng.random(len(self)) < share) & np.isfinite(known_s).any(axis=(1, 2)))
-        if not rows.size:
+        if self.jitter is None and not self.truths:
+            return self
+        rows = np.flatnonzero(rng.random(len(self)) < share)
+        if not rows.size or not self.shift.shape[-1]:
             return self
         # What lag the recording has of itself is taken off, as far as it stays the same all window long.
-        own_s = known_s[rows] - self.injected_s[rows]
+        time_s = self.time_s[rows]
+        own_s = np.stack([t.at(time_s) for t in self.truths], axis=-1) if self.truths else np.zeros((1, 1, 1))
         there = np.isfinite(own_s)
         own_s = np.where(there, own_s, 0).sum(axis=1, keepdims=True) / np.maximum(
             there.sum(axis=1, keepdims=True), 1
@@ -257,6 +267,18 @@ def _along(path: np.ndarray | None, windows: Windows) -> np.ndarray:
     if path is None:
         return np.zeros((*stamp.shape, len(windows.tokens.clocks) - 1), dtype=np.int64)
     return path[np.clip(stamp, 0, len(path) - 1)]
+
+
+def filled(lag_BTC: np.ndarray) -> np.ndarray:
+    """Lags with every unknown one taken from the nearest moment of its window where it is known, or zero."""
+    known = np.isfinite(lag_BTC)
+    n_steps = lag_BTC.shape[1]
+    step = np.arange(n_steps)[None, :, None]
+    before = np.maximum.accumulate(np.where(known, step, -1), axis=1)
+    after = np.minimum.accumulate(np.where(known, step, n_steps)[:, ::-1], axis=1)[:, ::-1]
+    nearer = np.where((before < 0) | ((after < n_steps) & (after - step < step - before)), after, before)
+    near = np.take_along_axis(lag_BTC, np.clip(nearer, 0, n_steps - 1), axis=1)
+    return np.where(np.isfinite(near), near, 0.0)
 
 
 def _on_reference(shift: np.ndarray, reach: int, n_steps: int, per_token: int) -> np.ndarray:

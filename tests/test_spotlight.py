@@ -266,9 +266,9 @@ def test_the_alignment_of_a_decode_can_be_scored():
     result = decode_recording(systems(), config=config)
     found = spotlight_scores(result.alignment).sel(clock="b")
     # One window a lag, so the path of a still lag and the most probable lag differ little.
-    # The metrics take the truth as known to a token of 50 ms, of which an interval may hold a part.
-    inside = float(found["coverage"].sel(level=0.9))
-    assert inside - 0.2 < result.metrics["lag_coverage_90"] <= inside + 0.02
+    assert float(found["coverage"].sel(level=0.9)) == pytest.approx(
+        result.metrics["lag_coverage_90"], abs=0.02
+    )
     assert float(found["known_share"]) == 1
 
 

@@ -28,7 +28,7 @@ from neurofuse.decoders.ridge import (
     some_windows,
     standard,
 )
-from neurofuse.windows import EDGE_TOKENS, Batch, Windows
+from neurofuse.windows import EDGE_TOKENS, Batch, Windows, filled
 
 # How often single-clock decoders are fitted again to the lags they found, where no lag is known.
 N_REFITS = 2
@@ -81,7 +81,8 @@ class Aligner:
         near = (-self.context, 0 if self.causal else self.context)
         self.lags = [lags_between([near], [x.shape[-1]])[0] for x in batch.values]
         lag, held_lag = _known_lag(batch), _known_lag(held)
-        told = bool(np.isfinite(batch.lag).all())
+        # A lag that moves leaves some moments without one, and is known all the same.
+        told = bool(np.isfinite(batch.lag).any(axis=1).all())
         for k in range(1 if told else 1 + N_REFITS):
             if k:
                 lag, held_lag = (self.align(b, scales).lag_BEC for b in (batch, held))
@@ -166,8 +167,8 @@ class Aligner:
 
 
 def _known_lag(batch: Batch) -> np.ndarray:
-    """Known lags in whole tokens, zero where none is known; shape (B, E, C)."""
-    lag = np.rint(np.nan_to_num(batch.lag)).astype(np.int64)
+    """Known lags in whole tokens, zero where a window knows none; shape (B, E, C)."""
+    lag = np.rint(filled(batch.lag)).astype(np.int64)
     return np.pad(lag, ((0, 0), (EDGE_TOKENS, EDGE_TOKENS), (0, 0)), mode="edge")
 
 

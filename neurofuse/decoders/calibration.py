@@ -1,9 +1,9 @@
 """In: evidence of held-back windows whose lag is known. Out: a chain that is as sure of the lag as it may be.
 
 Tokens of smooth signals repeat each other, and a network is surer of windows it was trained on; both make the summed
-evidence too strong. What the evidence is worth, how fast the lag drifts and how often it jumps are three numbers,
-fitted here to the log probability of the true lag in windows that gradient descent never saw. The score is proper:
-nothing but the right probabilities maximises it.
+evidence too strong. What the evidence is worth, how fast the lag drifts, how often it jumps and how often a match is
+lost and found are five numbers, fitted here to the log probability of the true lag in windows that gradient descent
+never saw. The score is proper: nothing but the right probabilities maximises it.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def calibrate(
         together = ((at_lag + F.logsigmoid(found.match_logit_BT)) * known).sum() / known.sum()
         apart = F.logsigmoid(-posterior(foreign.score_BTL * factor, foreign.lost_BT * factor).match_logit_BT)
         loss = -(1 - RARELY) * together - RARELY * apart.mean()
-        loss.backward()
+        loss.backward(inputs=fitted)
         return loss
 
     optimizer.step(surprise)

@@ -15,6 +15,8 @@ DEGREES = (1, 2, 3, 4, 5)
 # By how much observation noise is raised, tried on the validation stretch: noise of neighbouring tokens is
 # correlated, which the filter does not know, so that it trusts them too much.
 NOISE_FACTORS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+# Principal components a clock, tried on the validation stretch.
+COMPONENTS = (20, 40, 80)
 # Keeps covariances invertible: movement follows from its past and its derivative without noise of its own.
 JITTER = 1e-6
 
@@ -188,8 +190,8 @@ class KalmanDecoder(RidgeDecoder):
     ----------
     n_derivatives : int
         Derivatives of the movement in the state; 1 adds velocity to position, or acceleration to velocity.
-    n_components : int
-        Observations a clock.
+    n_components : int, optional
+        Observations a clock; by default as many as do best on the validation stretch.
     **more
         See `RidgeDecoder`; `context_s` is the reach of the anchor's lags.
     """
@@ -200,7 +202,7 @@ class KalmanDecoder(RidgeDecoder):
         self,
         *,
         n_derivatives: int = 1,
-        n_components: int = 80,
+        n_components: int | None = None,
         context_s: float = 0.2,
         n_draws: int = 2,
         causal: bool = False,
@@ -219,7 +221,7 @@ class KalmanDecoder(RidgeDecoder):
     def fit(
         self, X: Windows, y: np.ndarray | None = None, *, validation: Windows | None = None
     ) -> KalmanDecoder:
-        """Principal components, then the state space, then how far to trust it on the validation stretch."""
+        """Principal components, then the state space; their number and its noise chosen on the validation stretch."""
         X, target, check, check_target = self._parts(X, y, validation)
         self._learn_scales(X, target)
         self.lags_ = self._choose_lags(X)
@@ -228,15 +230,22 @@ class KalmanDecoder(RidgeDecoder):
         columns, _ = self._columns(batch, spare=0)
         flat = [c.reshape(-1, c.shape[-1]) for c in columns]
         self.middles_ = [c.mean(axis=0) for c in flat]
-        self.bases_ = [_principal(c - m, self.n_components) for c, m in zip(flat, self.middles_, strict=True)]
-        seen, _ = self._observe(batch, spare=0)
+        counts = COMPONENTS if self.n_components is None else (self.n_components,)
+        widest = [_principal(c - m, max(counts)) for c, m in zip(flat, self.middles_, strict=True)]
         scaled = (target[rows] - self.movement_scale_.mean) / self.movement_scale_.std
-        self.space_ = fit_state_space(self._states(scaled), seen)
+        states = self._states(scaled)
         true = (check_target - self.movement_scale_.mean) / self.movement_scale_.std
         there = np.isfinite(true).all(axis=-1)
         held = check.batch(slice(None))
-        error = [np.mean((self._run(held, f) - true)[there] ** 2) for f in NOISE_FACTORS]
-        self.noise_ = NOISE_FACTORS[int(np.argmin(error))]
+        least = np.inf
+        for n in counts:
+            self.bases_ = [basis[:, :n] for basis in widest]
+            self.space_ = fit_state_space(states, self._observe(batch, spare=0)[0])
+            for factor in NOISE_FACTORS:
+                error = float(np.mean((self._run(held, factor) - true)[there] ** 2))
+                if error < least:
+                    least, kept = error, (self.bases_, self.space_, factor)
+        self.bases_, self.space_, self.noise_ = kept
         return self
 
     def decode(self, X: Windows) -> Decoded:

@@ -79,11 +79,13 @@ class Decoder(BaseEstimator):
     def _get_param_names(cls) -> list[str]:
         # A subclass adds its own keywords to those of the class it extends; scikit-learn looks at one __init__.
         return sorted(
-            name
-            for kind in cls.__mro__
-            if issubclass(kind, Decoder) and "__init__" in vars(kind)
-            for name, p in signature(vars(kind)["__init__"]).parameters.items()
-            if p.kind is Parameter.KEYWORD_ONLY
+            {
+                name
+                for kind in cls.__mro__
+                if issubclass(kind, Decoder) and "__init__" in vars(kind)
+                for name, p in signature(vars(kind)["__init__"]).parameters.items()
+                if p.kind is Parameter.KEYWORD_ONLY
+            }
         )
 
     def fit(self, X: Windows, y: np.ndarray | None = None, *, validation: Windows | None = None) -> Decoder:

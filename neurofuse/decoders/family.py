@@ -12,7 +12,13 @@ from neurofuse.decoders.early import EarlyAttentionDecoder, EarlyDecoder, EarlyM
 from neurofuse.decoders.late import LateDecoder, LateVarianceDecoder, LFPDecoder, SpikesDecoder
 from neurofuse.decoders.perceiver import PerceiverDecoder
 from neurofuse.decoders.ridge import RidgeDecoder
-from neurofuse.decoders.tracked import ConstantDecoder, OracleDecoder, SoftmaxDecoder, TrackedDecoder
+from neurofuse.decoders.tracked import (
+    BidirectionalSoftmaxDecoder,
+    ConstantDecoder,
+    OracleDecoder,
+    SoftmaxDecoder,
+    TrackedDecoder,
+)
 from neurofuse.recording import NeurofuseError
 
 DECODERS: dict[str, type[Decoder]] = {
@@ -21,6 +27,7 @@ DECODERS: dict[str, type[Decoder]] = {
         TrackedDecoder,
         ConstantDecoder,
         SoftmaxDecoder,
+        BidirectionalSoftmaxDecoder,
         OracleDecoder,
         AutoregressiveDecoder,
         PerceiverDecoder,

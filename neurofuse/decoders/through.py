@@ -74,8 +74,6 @@ def track_through(
         Makes the network's inputs of a batch.
     every : int
         Tokens a block of the chain.
-    causal : bool
-        Filter instead of smoothing.
     """
     covered = np.unique(X.first[:, None] + np.arange(X.n_steps))
     parts = np.split(covered, np.flatnonzero(np.diff(covered) > 1) + 1)

@@ -31,8 +31,8 @@ from neurofuse.decoders.contract import Decoded, hold_back
 from neurofuse.decoders.encoders import MovementHead, StreamEncoder, encode
 from neurofuse.decoders.lag import band_answer, band_read, band_scores
 from neurofuse.decoders.through import track_through
-from neurofuse.decoders.training import TorchDecoder
-from neurofuse.windows import EDGE_TOKENS, Batch, Windows
+from neurofuse.decoders.training import TorchDecoder, spread_over
+from neurofuse.windows import EDGE_TOKENS, Batch, Windows, filled
 
 Chain = Literal["tracked", "constant", "softmax", "given"]
 
@@ -43,7 +43,8 @@ N_ASKED = 16
 N_OTHERS = 3
 N_STRETCHES = 4
 TOKENS_APART = 8.0
-# Lags drawn for each validation window, to calibrate on.
+# Validation windows to calibrate on, and lags drawn for each.
+N_CALIBRATED = 64
 CALIBRATION_DRAWS = 4
 # The head convolves what it read together with the anchor's tokens, as early fusion would.
 HEAD_DILATIONS = (1, 4)
@@ -115,7 +116,7 @@ class LagAttention(nn.Module):
     def path(self, score_BTL: Tensor, lost_BT: Tensor, posterior: Posterior) -> Tensor:
         """Most probable lags as indices of fine lags, shape (B, T)."""
         if self.chain != "tracked" or self.causal:
-            return posterior.lag_BTG.argmax(-1)
+            return posterior.log_lag_BTG.argmax(-1)
         block = likelihoods(score_BTL, lost_BT, self.track.up_LG, self.every)
         n_tokens = score_BTL.shape[1]
         return lag_path(block, self.track.rates).repeat_interleave(self.every, 1)[:, :n_tokens]
@@ -123,22 +124,24 @@ class LagAttention(nn.Module):
     def read(self, posterior: Posterior, asking_BTD: Tensor, told_BWD: Tensor, asked_BWD: Tensor) -> Tensor:
         """The other stream through the alignment, shape (B, T, D)."""
         lag_BTL = (posterior.lag_BTG * posterior.match_BT[..., None]) @ self.track.down_GL
-        if self.answer is not None:
-            # The other way through the same posterior: each of its moments reads the moments that may belong to it.
-            asked_BWD = asked_BWD + self.answer(band_answer(lag_BTL, asking_BTD))
-        found = band_read(lag_BTL[:, None], self._values(told_BWD, asked_BWD)[:, None])[:, 0]
+        value_BWD = self._values(lag_BTL, asking_BTD, told_BWD, asked_BWD)
+        found = band_read(lag_BTL[:, None], value_BWD[:, None])[:, 0]
         return found + (1 - posterior.match_BT[..., None]) * self.nothing
 
-    def _values(self, told_BWD: Tensor, asked_BWD: Tensor) -> Tensor:
-        return self.value(torch.cat([told_BWD, asked_BWD], -1))
-
     def softmax_read(
-        self, query_BHTD: Tensor, key_BHWD: Tensor, told_BWD: Tensor, asked_BWD: Tensor
+        self, query_BHTD: Tensor, key_BHWD: Tensor, asking_BTD: Tensor, told_BWD: Tensor, asked_BWD: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Every head attends for itself; what was read, (B, T, D), and the weights, (B, H, T, L)."""
         weight_BHTL = (band_scores(query_BHTD, key_BHWD) + self.track.log_prior_L).softmax(-1)
-        value_BHWD = self._values(told_BWD, asked_BWD).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        value_BWD = self._values(weight_BHTL.mean(1), asking_BTD, told_BWD, asked_BWD)
+        value_BHWD = value_BWD.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
         return band_read(weight_BHTL, value_BHWD).transpose(1, 2).flatten(-2), weight_BHTL
+
+    def _values(self, lag_BTL: Tensor, asking_BTD: Tensor, told_BWD: Tensor, asked_BWD: Tensor) -> Tensor:
+        if self.answer is not None:
+            # The other way through the same weights: each of its moments reads the moments that may belong to it.
+            asked_BWD = asked_BWD + self.answer(band_answer(lag_BTL, asking_BTD))
+        return self.value(torch.cat([told_BWD, asked_BWD], -1))
 
 
 @dataclass
@@ -146,8 +149,11 @@ class Reading:
     """What one pass of the network leaves behind for losses and figures: one entry a clock but the anchor."""
 
     beliefs: list[Posterior]  # of the window's tokens; the mean over heads where heads differ
-    evidence: list[tuple[Tensor, Tensor]]  # of the window's tokens: every lag (B, T, L), and no match (B, T)
-    asked: list[tuple[Tensor, Tensor]]  # in training, queries (B, H, T + edges, D) and keys (B, H, W, D)
+    # Where a chain weighed it, evidence of the window's tokens: every lag (B, T, L), and no match (B, T).
+    evidence: list[tuple[Tensor, Tensor]]
+    asked: list[
+        tuple[Tensor, Tensor]
+    ]  # with it in training, queries (B, H, T + edges, D) and keys (B, H, W, D)
     alone: list[Tensor]  # in training, movement from each clock alone, for the first windows: (b, T, A)
 
     @property
@@ -250,24 +256,28 @@ class LagNetwork(nn.Module):
         there = _trim(present[0], spare)
         plain, asking = encode(self.encoders[0], _trim(values[0], spare), there)
         features, reading = [plain, asking], Reading([], [], [], [])
-        own, shown = [torch.cat([plain, asking], -1)], [there]
+        own, shown = [(plain, asking)], [there]
         for c, (encoder, attention) in enumerate(zip(self.encoders[1:], self.attending, strict=True)):
             told, asked = encode(encoder, values[c + 1], present[c + 1])
-            query, key = attention.queries(asking, there), attention.keys(asked, present[c + 1])
-            score, lost = attention.evidence(query, key)
-            if self.chain == "softmax":
-                found, weight_BHTL = attention.softmax_read(query, key, told, asked)
-                belief = Posterior.of_weights(weight_BHTL.mean(1))
-            else:
-                belief = attention.posterior(score, lost) if beliefs is None else beliefs[c]
+            if beliefs is not None:
+                belief = beliefs[c]
                 found = attention.read(belief, asking, told, asked)
+            else:
+                query, key = attention.queries(asking, there), attention.keys(asked, present[c + 1])
+                if self.chain == "softmax":
+                    found, weight_BHTL = attention.softmax_read(query, key, asking, told, asked)
+                    belief = Posterior.of_weights(weight_BHTL.mean(1))
+                else:
+                    score, lost = attention.evidence(query, key)
+                    belief = attention.posterior(score, lost)
+                    found = attention.read(belief, asking, told, asked)
+                    reading.evidence.append((_trim(score, edge), _trim(lost, edge)))
+                    if self.training:
+                        reading.asked.append((query, key))
             features.append(found)
-            own.append(_trim(torch.cat([told, asked], -1), spare))
+            own.append((_trim(told, spare), _trim(asked, spare)))
             shown.append(_trim(present[c + 1], spare))
             reading.beliefs.append(belief.map(lambda x: _trim(x, edge)))
-            reading.evidence.append((_trim(score, edge), _trim(lost, edge)))
-            if self.training:
-                reading.asked.append((query, key))
         said = _trim(self.head(torch.cat(features, -1)), edge)
         if not self.alone:
             return said, reading
@@ -275,14 +285,20 @@ class LagNetwork(nn.Module):
         if self.training:
             # Some windows are enough to learn from, and every window has a stream of its own.
             some = slice(0, -(-len(said) // ALONE_EVERY))
-            reading.alone = [_trim(head(x[some]), edge) for head, x in zip(self.alone, own, strict=True)]
+            reading.alone = [
+                _trim(head(torch.cat([p[some], e[some]], -1)), edge)
+                for head, (p, e) in zip(self.alone, own, strict=True)
+            ]
         elif bool((single_BT := shown_KBT.sum(0) == 1).any()):
             for head, x, is_there_BT in zip(self.alone, own, shown_KBT, strict=True):
-                said = torch.where((single_BT & is_there_BT)[..., None], _trim(head(x), edge), said)
+                alone = _trim(head(torch.cat(x, -1)), edge)
+                said = torch.where((single_BT & is_there_BT)[..., None], alone, said)
         return said, reading
 
     def paths(self, reading: Reading) -> list[Tensor]:
         """Most probable sequence of lags of each clock, shape (B, T), as indices of fine lags."""
+        if not reading.evidence:
+            return [belief.log_lag_BTG.argmax(-1) for belief in reading.beliefs]
         return [
             attention.path(*evidence, belief)
             for attention, evidence, belief in zip(
@@ -437,8 +453,10 @@ class TrackedDecoder(TorchDecoder):
         return self
 
     def _calibrate(self, check: Windows) -> None:
+        # On lags drawn as in training, roaming ones among them.
         rng = np.random.default_rng([self.seed, 3])
-        batches = [check.batch(slice(None), rng=rng) for _ in range(CALIBRATION_DRAWS)]
+        some = spread_over(check, N_CALIBRATED)
+        batches = [check.batch(some, rng=rng, roam=self.roam) for _ in range(CALIBRATION_DRAWS)]
         own = self._hear(batches)
         foreign = self._hear([swap_some(b, 1.0, rng) for b in batches])
         for c, attention in enumerate(self.network_.attending):
@@ -498,7 +516,7 @@ class TrackedDecoder(TorchDecoder):
                 & batch.present[c + 1].any(axis=1)
             )
             # Where no lag is known, telling its own stream from others is what alignment is learned from.
-            if own.sum() > 1 and self.chain in ("tracked", "constant"):
+            if own.sum() > 1:
                 rows = torch.as_tensor(np.flatnonzero(own), device=query.device)
                 prior_L = self.network_.attending[c].track.log_prior_L
                 loss = loss + self.align_weight * recognition_loss(query[rows], key[rows], prior_L)
@@ -561,6 +579,15 @@ class SoftmaxDecoder(TrackedDecoder):
     chain: Chain = "softmax"
 
 
+class BidirectionalSoftmaxDecoder(SoftmaxDecoder):
+    """Plain softmax cross-attention in both directions: the other clock's stream reads the anchor's, then is read."""
+
+    name = "softmax-bidirectional"
+
+    def __init__(self, *, bidirectional: bool = True, **more: Any) -> None:
+        super().__init__(bidirectional=bidirectional, **more)
+
+
 class OracleDecoder(TrackedDecoder):
     """The same with the true lag given, in training and test: what tracking could reach at best.
 
@@ -571,7 +598,7 @@ class OracleDecoder(TrackedDecoder):
     chain: Chain = "given"
 
     def _inputs(self, batch: Batch) -> tuple[Any, ...]:
-        lag_BTC = torch.as_tensor(_fill(batch.lag), device=next(self.network_.parameters()).device)
+        lag_BTC = torch.as_tensor(filled(batch.lag), device=next(self.network_.parameters()).device)
         wider = (
             F.pad(lag_BTC, (0, 0, EDGE_TOKENS, EDGE_TOKENS), mode="replicate")
             if lag_BTC.shape[-1]
@@ -579,15 +606,3 @@ class OracleDecoder(TrackedDecoder):
         )
         n_fine = 2 * self.max_lag_ * self.lag_steps + 1
         return (*super()._inputs(batch), [on_lag(x, self.max_lag_, n_fine) for x in wider.unbind(-1)])
-
-
-def _fill(lag_BTC: np.ndarray) -> np.ndarray:
-    known = np.isfinite(lag_BTC)
-    step = np.arange(lag_BTC.shape[1])[None, :, None]
-    before = np.maximum.accumulate(np.where(known, step, -1), axis=1)
-    after = np.minimum.accumulate(np.where(known, step, len(lag_BTC[0]))[:, ::-1], axis=1)[:, ::-1]
-    nearer = np.where(
-        (before < 0) | ((after < lag_BTC.shape[1]) & (after - step < step - before)), after, before
-    )
-    filled = np.take_along_axis(lag_BTC, np.clip(nearer, 0, lag_BTC.shape[1] - 1), axis=1)
-    return np.where(np.isfinite(filled), filled, 0.0)

@@ -171,7 +171,7 @@ class TorchDecoder(Decoder):
             )
         watch, blend = Watch(net, parts), Blend(len(clocks))
         noise = torch.Generator().manual_seed(self.seed)
-        watched, seen = _spread(validation, N_WATCHED), _spread(X, N_WATCHED)
+        watched, seen = spread_over(validation, N_WATCHED), spread_over(X, N_WATCHED)
         decay, plain = _by_decay(net)
         optimizer = torch.optim.AdamW(
             [{"params": decay, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}],
@@ -254,10 +254,9 @@ class TorchDecoder(Decoder):
         said, reading = self.network_(*self._inputs(batch))
         scaled = (target - self.movement_scale_.mean) / self.movement_scale_.std
         true = torch.as_tensor(scaled, dtype=torch.float32, device=said.device)
-        there = (
-            torch.isfinite(true)
-            & ~torch.as_tensor(np.isinf(batch.lag).any(axis=(1, 2)), device=said.device)[:, None, None]
-        )
+        # Where another window's stream stands in for the window's own, the movement cannot be asked for.
+        foreign = torch.as_tensor(np.isinf(batch.lag).any(axis=(1, 2)), device=said.device)
+        there = torch.isfinite(true) & ~foreign[:, None, None]
         wanted = torch.nan_to_num(true)
         loss = torch.where(there, (said - wanted).square(), 0.0).sum() / there.sum().clamp_min(1)
         if not self.network_.training:
@@ -375,7 +374,7 @@ def _by_decay(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     return matrices, [p for p in net.parameters() if p.ndim < 2]
 
 
-def _spread(X: Windows, n: int) -> np.ndarray:
+def spread_over(X: Windows, n: int) -> np.ndarray:
     """At most `n` windows, evenly spaced."""
     return np.unique(np.linspace(0, len(X) - 1, min(n, len(X))).round().astype(np.int64))
 

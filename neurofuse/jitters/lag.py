@@ -217,7 +217,7 @@ class Roam(LagLaw):
         elif way == 2:
             lag_s[rng.integers(time_s.size) :] = rng.uniform(-self.level, self.level)
         # A triangle wave folds any value into the range.
-        return np.abs((lag_s + self.level) % (4 * self.level) - 2 * self.level) * -1 + self.level
+        return self.level - np.abs((lag_s + self.level) % (4 * self.level) - 2 * self.level)
 
 
 LAWS: dict[str, type[LagLaw]] = {
