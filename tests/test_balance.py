@@ -49,12 +49,12 @@ def batch_of(n_windows, n_tokens, n_clocks, *, seed=0, recorded=0.9):
     )
 
 
-def failing(windows: Windows, clock: int, *, every_s: float | None = None) -> Windows:
-    """The same windows with a clock that recorded nothing, or nothing in every other stretch of `every_s`."""
+def failing(windows: Windows, clock: int, *, every_s: float) -> Windows:
+    """The same windows with a clock that recorded nothing in every other stretch of `every_s`."""
     tokens = windows.tokens
     whole = tokens.clocks[clock]
     step = np.arange(len(whole.cover) - 1)
-    on = (step * tokens.fine_s // every_s) % 2 == 0 if every_s else np.zeros(step.size, dtype=bool)
+    on = (step * tokens.fine_s // every_s) % 2 == 0
     cover = np.concatenate([[0.0], np.cumsum(np.diff(whole.cover) * on)])
     clocks = [replace(c, cover=cover) if k == clock else c for k, c in enumerate(tokens.clocks)]
     return replace(windows, tokens=replace(tokens, clocks=tuple(clocks)))
@@ -280,7 +280,7 @@ def test_where_nothing_asks_the_usual_lag_is_believed(parts):
         track.prior_L[3] += 0.5
         track.drift -= 1
         prior = track.rates.log_prior_G.softmax(-1)
-    alone = decoder.decode(failing(inside, 0)).posterior["b"]
+    alone = decoder.decode(inside.without(0)).posterior["b"]
     np.testing.assert_allclose(alone, np.broadcast_to(prior, alone.shape), atol=1e-3)
     assert np.abs(decoder.decode(inside).posterior["b"] - prior.numpy()).max() > 0.01
 
@@ -288,34 +288,35 @@ def test_where_nothing_asks_the_usual_lag_is_believed(parts):
 def test_of_a_single_stream_left_its_own_head_says_the_movement(parts):
     decoder = quick("tracked", n_steps=5).fit(parts.train, validation=parts.validation)
     inside = parts.train[10:14]
-    both, left = decoder.predict(inside), [decoder.predict(failing(inside, k)) for k in (0, 1)]
+    both, left = decoder.predict(inside), [decoder.predict(inside.without(k)) for k in (0, 1)]
     with torch.no_grad():
         for p in decoder.network_.alone[1].leave.parameters():
             p.zero_()
     # The anchor is gone: the other clock's head speaks, and says the mean.
     np.testing.assert_allclose(
-        decoder.predict(failing(inside, 0)),
+        decoder.predict(inside.without(0)),
         np.broadcast_to(decoder.movement_scale_.mean, both.shape),
         atol=1e-5,
     )
-    np.testing.assert_array_equal(decoder.predict(failing(inside, 1)), left[1])
+    np.testing.assert_array_equal(decoder.predict(inside.without(1)), left[1])
     np.testing.assert_array_equal(decoder.predict(inside), both)
 
 
 @pytest.mark.parametrize("name", ["early", "tracked"])
 def test_decoding_goes_on_when_a_stream_fails(name):
-    """Much of what a decoder says that never had it, and in between where it fails now and then."""
+    """As well as a decoder that never had it, and in between where it fails now and then."""
     windows = cut(two_systems(seconds=120, noise=0.3))
     how = {"width": 32, "n_steps": 250, "learning_rate": 5e-3}
-    decoder = make_decoder(name, **how).fit(windows.train, validation=windows.validation)
+    # A head of one stream is stopped together with the rest and, on so little data, fits what it was trained on long
+    # before (LOG.md): the bound itself is best after 25 steps.
+    steps = {"n_steps": 60} if name == "tracked" else {}
+    decoder = make_decoder(name, **(how | steps)).fit(windows.train, validation=windows.validation)
     both = decoder.score(windows.test)
     for k in (0, 1):
         bound = make_decoder("early", modality_dropout=0.0, **how)
         bound.fit(told_nothing(windows.train, k), validation=told_nothing(windows.validation, k))
-        without = decoder.score(failing(windows.test, k))
-        least = bound.score(told_nothing(windows.test, k))
-        # Early fusion says as much as its bound; of a tracked decoder the head of one stream is small (LOG.md).
-        assert without > (least - 0.05 if name == "early" else 0.4 * least)
+        without = decoder.score(windows.test.without(k))
+        assert without > bound.score(told_nothing(windows.test, k)) - 0.05
         assert without < decoder.score(failing(windows.test, k, every_s=3.0)) < both
 
 

@@ -23,7 +23,7 @@ from neurofuse.jitters.lag import (
 )
 from neurofuse.recording import Movement, NeurofuseError, Recording, Spikes
 from neurofuse.tokens import Tokens, tokenize
-from neurofuse.windows import EDGE_TOKENS, Windows, cut, draw_path, draw_shifts, split
+from neurofuse.windows import EDGE_TOKENS, Windows, cut, draw_path, draw_shifts, filled, split
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -224,6 +224,24 @@ def test_training_draws_sections_anew_and_the_test_follows_one_path(tokens):
     np.testing.assert_array_equal(still, parts.test.batch(slice(0, 8)).lag)
     agree = split(tokens, window_s=2.0, max_lag_s=0.3, jitter=NoLag(), rng=rng())
     assert (agree.train.batch(slice(0, 8), rng=rng(1)).lag == 0).all()
+
+
+def test_windows_without_a_clock_lose_it_and_nothing_else(tokens):
+    windows = cut(tokens, window_s=1.0, jitter=WindowLag(0.2), rng=rng())
+    was, now = windows.batch(slice(0, 9)), windows.without(1).batch(slice(0, 9))
+    assert was.present[1].any()
+    assert not now.present[1].any()
+    assert not now.values[1].any()
+    np.testing.assert_array_equal(now.values[0], was.values[0])
+
+
+def test_unknown_lags_are_taken_from_the_nearest_moment_that_knows():
+    nan = np.nan
+    lag = np.array([[nan, 1, nan, nan, nan, 3, nan], [nan] * 7, [np.inf] * 7])[..., None]
+    wanted = [[1, 1, 1, 1, 3, 3, 3], [0] * 7, [0] * 7]
+    got = filled(lag)[..., 0]
+    np.testing.assert_array_equal(np.delete(got, 3, axis=1), np.delete(np.array(wanted), 3, axis=1))
+    assert got[0, 3] in (1, 3), "half way between two"
 
 
 def test_roaming_windows_get_any_lag_and_say_which(tokens):
