@@ -242,7 +242,7 @@ def test_the_remedies_of_wrong_settings(refused, tmp_path):
         *words,
         "--decoder",
         "nope",
-        sentence="choose one of tracked, constant, softmax, oracle, autoregressive",
+        sentence="choose one of tracked, constant, softmax, softmax-bidirectional",
     )
     refused(*words, "--jitter", "nope:1", sentence="choose one of none, lag, offset, skew, walk, jump")
     refused(*words, "--jitter", "lag", sentence="such as lag:0.3")

@@ -32,6 +32,7 @@ from neurofuse.decoders.encoders import MovementHead, StreamEncoder, encode
 from neurofuse.decoders.lag import band_answer, band_read, band_scores
 from neurofuse.decoders.through import track_through
 from neurofuse.decoders.training import TorchDecoder, spread_over
+from neurofuse.recording import NeurofuseError
 from neurofuse.windows import EDGE_TOKENS, Batch, Windows, filled
 
 Chain = Literal["tracked", "constant", "softmax", "given"]
@@ -396,7 +397,7 @@ class TrackedDecoder(TorchDecoder):
     track_every : int
         Tokens that share one lag; the chain runs on this coarser clock.
     bidirectional : bool
-        Let the other clock's stream read the anchor's through the same posterior before it is read.
+        Let the other clock's stream read the anchor's through the same posterior before it is read. Not causal.
     align_weight : float
         Weight of the alignment loss beside the movement loss; see `alignment_loss`. With 0 the movement loss
         alone has to find the lag.
@@ -528,6 +529,11 @@ class TrackedDecoder(TorchDecoder):
         return loss
 
     def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> LagNetwork:
+        if self.bidirectional and self.causal:
+            raise NeurofuseError(
+                f"'{self.name}' cannot be causal in both directions: what the other clock reads of the anchor may lie "
+                "ahead of the moment that asks; set bidirectional=False or causal=False."
+            )
         return LagNetwork(
             n_inputs,
             n_axes,
