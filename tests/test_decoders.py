@@ -10,11 +10,12 @@ from sklearn.base import clone
 from sklearn.model_selection import GroupKFold, cross_val_score
 
 from neurofuse.decoders.aligned import AlignEarlyDecoder, AlignRidgeDecoder
+from neurofuse.decoders.alignment import alignment_loss, recognition_loss, swap_some
 from neurofuse.decoders.autoregressive import AutoregressiveDecoder
 from neurofuse.decoders.chain import Posterior
 from neurofuse.decoders.contract import Decoder, hold_back
 from neurofuse.decoders.family import DECODERS, make_decoder
-from neurofuse.decoders.tracked import TrackedDecoder, alignment_loss, recognition_loss, swap_some
+from neurofuse.decoders.tracked import TrackedDecoder
 from neurofuse.decoders.training import TorchDecoder
 from neurofuse.jitters.lag import WindowLag
 from neurofuse.recording import Movement, NeurofuseError, Recording, Signal

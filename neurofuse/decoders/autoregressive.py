@@ -21,10 +21,10 @@ import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor, nn
 
+from neurofuse.decoders.alignment import alignment_losses
 from neurofuse.decoders.chain import Posterior
 from neurofuse.decoders.encoders import SeededDropout, StreamEncoder, encode
 from neurofuse.decoders.lag import band_read, band_scores
-from neurofuse.decoders.tracked import alignment_losses
 from neurofuse.decoders.training import DECODE_BATCH, TorchDecoder
 from neurofuse.recording import NeurofuseError
 from neurofuse.windows import EDGE_TOKENS, Batch, Windows

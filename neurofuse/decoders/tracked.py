@@ -8,7 +8,6 @@ without a chain it is softmax cross-attention; with the lag given it is the orac
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neurofuse.decoders.alignment import alignment_losses, recognition_loss, swap_some
 from neurofuse.decoders.calibration import Heard, calibrate
 from neurofuse.decoders.chain import (
     TINY,
@@ -30,28 +30,22 @@ from neurofuse.decoders.chain import (
 from neurofuse.decoders.contract import Decoded, hold_back
 from neurofuse.decoders.encoders import MovementHead, StreamEncoder, encode
 from neurofuse.decoders.lag import band_answer, band_read, band_scores
+from neurofuse.decoders.late import StreamDecoder
 from neurofuse.decoders.through import track_through
-from neurofuse.decoders.training import TorchDecoder, spread_over
+from neurofuse.decoders.training import TorchDecoder, check_device, spread_over
 from neurofuse.recording import NeurofuseError
 from neurofuse.windows import EDGE_TOKENS, Batch, Windows, filled
 
 Chain = Literal["tracked", "constant", "softmax", "given"]
 
 START_TEMPERATURE = 4.0
-# Recognition: how many windows of a batch are asked, how many others each is told from, in how many stretches,
-# and how many independent looks a stretch is worth.
-N_ASKED = 16
-N_OTHERS = 3
-N_STRETCHES = 4
-TOKENS_APART = 8.0
 # Validation windows to calibrate on, and lags drawn for each.
 N_CALIBRATED = 64
 CALIBRATION_DRAWS = 4
 # The head convolves what it read together with the anchor's tokens, as early fusion would.
 HEAD_DILATIONS = (1, 4)
-ALONE_DILATIONS = (1, 4)
-# One window in so many is also decoded from each clock alone in training.
-ALONE_EVERY = 4
+# A clock alone is learned from so much of the batches, and of the steps, that clocks together take.
+ALONE_SHARE = 0.5
 
 
 class LagAttention(nn.Module):
@@ -155,7 +149,6 @@ class Reading:
     asked: list[
         tuple[Tensor, Tensor]
     ]  # with it in training, queries (B, H, T + edges, D) and keys (B, H, W, D)
-    alone: list[Tensor]  # in training, movement from each clock alone, for the first windows: (b, T, A)
 
     @property
     def posteriors(self) -> list[Tensor]:
@@ -170,6 +163,8 @@ class Reading:
 
 class LagNetwork(nn.Module):
     """One encoder a clock, one attention for each clock but the anchor, one head."""
+
+    anchor_share_A: Tensor
 
     def __init__(
         self,
@@ -220,19 +215,11 @@ class LagNetwork(nn.Module):
             dropout=dropout,
             causal=causal,
         )
-        # For moments when all clocks but one are absent.
-        self.alone = nn.ModuleList(
-            MovementHead(
-                2 * width,
-                width,
-                n_axes,
-                kernel=kernel,
-                dilations=ALONE_DILATIONS,
-                dropout=dropout,
-                causal=causal,
-            )
-            for _ in (n_inputs if len(n_inputs) > 1 else ())
-        )
+        # A network for each clock, trained by itself, for moments when all others are missing. The anchor's speaks
+        # beside the fusion too, as much of each axis as held-back windows gave it. What the others say by themselves
+        # is as late as their clocks, so they do not.
+        self.alone = nn.ModuleList()
+        self.register_buffer("anchor_share_A", torch.zeros(n_axes))
 
     @property
     def attending(self) -> list[LagAttention]:
@@ -256,8 +243,8 @@ class LagNetwork(nn.Module):
         edge, spare = EDGE_TOKENS, reach - EDGE_TOKENS
         there = _trim(present[0], spare)
         plain, asking = encode(self.encoders[0], _trim(values[0], spare), there)
-        features, reading = [plain, asking], Reading([], [], [], [])
-        own, shown = [(plain, asking)], [there]
+        features, reading = [plain, asking], Reading([], [], [])
+        shown = [_trim(there, edge)]
         for c, (encoder, attention) in enumerate(zip(self.encoders[1:], self.attending, strict=True)):
             told, asked = encode(encoder, values[c + 1], present[c + 1])
             if beliefs is not None:
@@ -276,25 +263,21 @@ class LagNetwork(nn.Module):
                     if self.training:
                         reading.asked.append((query, key))
             features.append(found)
-            own.append((_trim(told, spare), _trim(asked, spare)))
-            shown.append(_trim(present[c + 1], spare))
+            shown.append(_trim(present[c + 1], reach))
             reading.beliefs.append(belief.map(lambda x: _trim(x, edge)))
         said = _trim(self.head(torch.cat(features, -1)), edge)
-        if not self.alone:
-            return said, reading
-        shown_KBT = torch.stack([_trim(s, edge) for s in shown])
-        if self.training:
-            # Some windows are enough to learn from, and every window has a stream of its own.
-            some = slice(0, -(-len(said) // ALONE_EVERY))
-            reading.alone = [
-                _trim(head(torch.cat([p[some], e[some]], -1)), edge)
-                for head, (p, e) in zip(self.alone, own, strict=True)
-            ]
-        elif bool((single_BT := shown_KBT.sum(0) == 1).any()):
-            for head, x, is_there_BT in zip(self.alone, own, shown_KBT, strict=True):
-                alone = _trim(head(torch.cat(x, -1)), edge)
-                said = torch.where((single_BT & is_there_BT)[..., None], alone, said)
+        if self.alone:
+            said = self._beside(said, shown, [net(values, present, reach)[0] for net in self.alone])
         return said, reading
+
+    def _beside(self, fused_BTA: Tensor, shown: list[Tensor], alone: list[Tensor]) -> Tensor:
+        """Fused movement, with a share of what the anchor says; of a clock alone where it is all there is."""
+        n_shown_BT = torch.stack(shown).sum(0)
+        share_BTA = self.anchor_share_A * (shown[0] & (n_shown_BT > 1))[..., None]
+        said = torch.lerp(fused_BTA, alone[0], share_BTA)
+        for own, is_there_BT in zip(alone, shown, strict=True):
+            said = torch.where((is_there_BT & (n_shown_BT == 1))[..., None], own, said)
+        return said
 
     def paths(self, reading: Reading) -> list[Tensor]:
         """Most probable sequence of lags of each clock, shape (B, T), as indices of fine lags."""
@@ -316,65 +299,6 @@ def on_lag(lag_BT: Tensor, max_lag: int, n_fine: int) -> Posterior:
     lag_BTG = lag_BT.new_zeros(*lag_BT.shape, n_fine)
     lag_BTG.scatter_(-1, below, 1 - share).scatter_add_(-1, below + 1, share)
     return Posterior.of_weights(lag_BTG)
-
-
-def alignment_loss(belief: Posterior, lag_BT: Tensor, both_BT: Tensor, max_lag: int) -> Tensor:
-    """Minus the log probability of what is known about lag and match, the mean over tokens that can tell.
-
-    Where the lag is known (finite) that is a match at this lag, give or take a token, with weights that fall linearly:
-    asking for more would be rewarded by false certainty. Where it is infinite (another window's stream was put in place
-    of its own) it is no match; where it is NaN it is a match at whatever lag. The last two together teach recognition:
-    a window must be told from others, so that queries and keys do not settle on a lag that merely suits the movement.
-    """
-    n_fine = belief.log_lag_BTG.shape[-1]
-    known, foreign = torch.isfinite(lag_BT) & (lag_BT.abs() <= max_lag), torch.isinf(lag_BT)
-    fine_lag = torch.linspace(-max_lag, max_lag, n_fine, device=lag_BT.device)
-    near_BTG = (1 - (fine_lag - torch.where(known, lag_BT, 0.0)[..., None]).abs()).clamp_min(0)
-    # Logarithms all the way: a lag held to be impossible must still be learned from.
-    at_lag = (belief.log_lag_BTG + near_BTG.clamp_min(TINY).log()).logsumexp(-1)
-    match = F.logsigmoid(belief.match_logit_BT)
-    log_likely = torch.where(
-        foreign, F.logsigmoid(-belief.match_logit_BT), match + torch.where(known, at_lag, 0.0)
-    )
-    counted = both_BT & (known | ~torch.isfinite(lag_BT))
-    return -torch.where(counted, log_likely, 0.0).sum() / counted.sum().clamp_min(1)
-
-
-def recognition_loss(query_BHTD: Tensor, key_BHWD: Tensor, log_prior_L: Tensor) -> Tensor:
-    """How badly a window tells its own other stream from those of other windows, whatever the lag.
-
-    Needs no lag to be known: the evidence of a stretch, summed over lags, must be larger for the stream that
-    was recorded with it than for streams recorded at other times (InfoNCE over a batch; van den Oord et al. 2018). It
-    keeps queries and keys from settling on a lag that merely suits the movement.
-    """
-    n_asked = min(len(query_BHTD), N_ASKED)
-    # The heads' evidence adds up: one long query.
-    query, key = (x.transpose(1, 2).flatten(-2)[:, None] for x in (query_BHTD, key_BHWD))
-    evidence = [
-        _stretch_evidence(band_scores(query[:n_asked], key.roll(-k, 0)[:n_asked])[:, 0], log_prior_L)
-        for k in range(min(N_OTHERS + 1, len(query)))
-    ]
-    return -torch.stack(evidence).log_softmax(0)[0].mean()
-
-
-def _stretch_evidence(score_BTL: Tensor, log_prior_L: Tensor) -> Tensor:
-    """Log evidence of stretches of a window under one lag each; neighbouring tokens count as one in part."""
-    n_block = max(1, score_BTL.shape[1] // N_STRETCHES)
-    whole = score_BTL[:, : n_block * N_STRETCHES].unflatten(1, (-1, n_block))
-    return (TOKENS_APART * whole.mean(2) + log_prior_L.log_softmax(-1)).logsumexp(-1)
-
-
-def alignment_losses(beliefs: list[Posterior], batch: Batch, max_lag: int) -> Tensor | float:
-    """The loss of every clock but the anchor, added up."""
-    total: Tensor | float = 0.0
-    inner = slice(batch.reach, batch.reach + batch.movement.shape[1])
-    for c, belief in enumerate(beliefs):
-        device = belief.match_logit_BT.device
-        # Where one of the two is missing there is nothing to be aligned.
-        both_BT = batch.present[0][:, inner] & batch.present[c + 1].any(axis=1, keepdims=True)
-        lag_BT = torch.as_tensor(batch.lag[..., c], device=device)
-        total = total + alignment_loss(belief, lag_BT, torch.as_tensor(both_BT, device=device), max_lag)
-    return total
 
 
 def _trim(x: Tensor, n: int) -> Tensor:
@@ -401,8 +325,9 @@ class TrackedDecoder(TorchDecoder):
     align_weight : float
         Weight of the alignment loss beside the movement loss; see `alignment_loss`. With 0 the movement loss
         alone has to find the lag.
-    alone_weight : float
-        Weight of the movement loss of each clock alone, for when all others are missing.
+    alone : bool
+        Also train a network on each clock by itself, which goes on alone where all other clocks are missing. The
+        anchor's speaks beside the fusion as well, as far as held-back windows say that it helps.
     foreign : float
         Share of training windows whose other clocks are taken from other windows, to learn what no match is.
     roam : float
@@ -426,7 +351,7 @@ class TrackedDecoder(TorchDecoder):
         track_every: int = 4,
         bidirectional: bool = False,
         align_weight: float = 0.1,
-        alone_weight: float = 0.2,
+        alone: bool = True,
         foreign: float = 0.05,
         roam: float = 0.25,
         **training: Any,
@@ -440,7 +365,7 @@ class TrackedDecoder(TorchDecoder):
         self.track_every = track_every
         self.bidirectional = bidirectional
         self.align_weight = align_weight
-        self.alone_weight = alone_weight
+        self.alone = alone
         self.foreign = foreign
         self.roam = roam
 
@@ -449,9 +374,45 @@ class TrackedDecoder(TorchDecoder):
     ) -> TrackedDecoder:
         """Train, then make the posterior as sure as validation windows with a known lag say it may be."""
         super().fit(X, y, validation=validation)
-        if self.chain in ("tracked", "constant") and len(self.clocks_) > 1:
+        if len(self.clocks_) < 2:
+            return self
+        if self.chain in ("tracked", "constant"):
             self._calibrate(hold_back(X, self._target(X, y))[1] if validation is None else validation)
+        if self.alone:
+            self._add_alone(X, y, validation)
         return self
+
+    def _add_alone(self, X: Windows, y: np.ndarray | None, validation: Windows | None) -> None:
+        """Train a network for each clock, and see on held-back windows how much of the movement is the anchor's."""
+        members = [self._member(k).fit(X, y, validation=validation) for k in range(len(self.clocks_))]
+        target = self._target(X, y)
+        if validation is None:
+            _, check, _, true = hold_back(X, target)
+        else:
+            check, true = validation, self._target(validation, None)
+        fused, own = self.predict(check), members[0].predict(check)
+        there = np.isfinite(true).all(axis=-1)
+        share_A = best_share((own - fused)[there], (true - fused)[there])
+        self.network_.anchor_share_A.copy_(torch.as_tensor(share_A))
+        self.network_.alone.extend(m.network_ for m in members)
+
+    def _member(self, clock: int) -> StreamDecoder:
+        """The decoder of one clock by itself."""
+        like = ("width", "dropout", "kernel", "learning_rate", "weight_decay", "patience")
+        more = ("check_every", "causal", "seed", "device", "progress")
+        sizes = {k: max(1, round(ALONE_SHARE * getattr(self, k))) for k in ("n_steps", "batch_size")}
+        shared = {name: getattr(self, name) for name in like + more}
+        return StreamDecoder(clock=clock, modality_dropout=0.0, **sizes, **shared)
+
+    def _restore(self, state: dict[str, np.ndarray]) -> None:
+        super()._restore({k: v for k, v in state.items() if not k.startswith("alone.")})
+        sizes = [len(f) for f in self.features_]
+        for k in range(len(sizes)):
+            kept = {n.removeprefix(f"alone.{k}."): v for n, v in state.items() if n.startswith(f"alone.{k}.")}
+            if kept:
+                net = self._member(k)._network(sizes, self.n_axes_, self.max_lag_)
+                net.load_state_dict({n: torch.from_numpy(v) for n, v in kept.items()})
+                self.network_.alone.append(net.to(check_device(self.device)).eval())
 
     def _calibrate(self, check: Windows) -> None:
         # On lags drawn as in training, roaming ones among them.
@@ -508,7 +469,7 @@ class TrackedDecoder(TorchDecoder):
         clocks = self.clocks_[1:]
         return replace(said, path={c: t.path_of(X) for c, t in zip(clocks, tracks, strict=True)})
 
-    def _more_loss(self, reading: Reading, batch: Batch, error: Callable[[Tensor], Tensor]) -> Tensor | float:
+    def _more_loss(self, reading: Reading, batch: Batch) -> Tensor | float:
         loss = self.align_weight * alignment_losses(reading.beliefs, batch, self.max_lag_)
         for c, (query, key) in enumerate(reading.asked):
             own = (
@@ -521,11 +482,6 @@ class TrackedDecoder(TorchDecoder):
                 rows = torch.as_tensor(np.flatnonzero(own), device=query.device)
                 prior_L = self.network_.attending[c].track.log_prior_L
                 loss = loss + self.align_weight * recognition_loss(query[rows], key[rows], prior_L)
-        inner = slice(batch.reach, batch.reach + batch.movement.shape[1])
-        for said, present in zip(reading.alone, batch.present, strict=False):
-            there_BT = torch.as_tensor(present[: len(said), inner], device=said.device)
-            missed = torch.where(there_BT[..., None], error(said), 0.0)
-            loss = loss + self.alone_weight * missed.sum() / (there_BT.sum() * said.shape[-1]).clamp_min(1)
         return loss
 
     def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> LagNetwork:
@@ -552,23 +508,10 @@ class TrackedDecoder(TorchDecoder):
         )
 
 
-def swap_some(batch: Batch, share: float, rng: np.random.Generator) -> Batch:
-    """Put other clocks of the next window of the batch in the place of a window's own, for a share of windows.
-
-    Their lag becomes infinite: there is none at which they match.
-    """
-    n = len(batch.movement)
-    values, present, lag = list(batch.values), list(batch.present), batch.lag.copy()
-    for k in range(1, len(values)):
-        swapped = np.flatnonzero(rng.random(n) < share)
-        if n < 2 or not swapped.size:
-            continue
-        for arrays in (values, present):
-            whole = arrays[k].copy()
-            whole[swapped] = arrays[k][(swapped + 1) % n]
-            arrays[k] = whole
-        lag[swapped, :, k - 1] = np.inf
-    return replace(batch, values=tuple(values), present=tuple(present), lag=lag)
+def best_share(step_NA: np.ndarray, wanted_NA: np.ndarray) -> np.ndarray:
+    """Share in [0, 1] of a step that comes closest to the wanted one in squares, for each axis; shape (A,)."""
+    towards_A = (step_NA * wanted_NA).sum(0)
+    return np.clip(towards_A / np.maximum(np.square(step_NA).sum(0), TINY), 0, 1)
 
 
 class ConstantDecoder(TrackedDecoder):

@@ -261,14 +261,9 @@ class TorchDecoder(Decoder):
         loss = torch.where(there, (said - wanted).square(), 0.0).sum() / there.sum().clamp_min(1)
         if not self.network_.training:
             return loss
+        return loss + self._more_loss(reading, batch)
 
-        def error(some: Tensor) -> Tensor:
-            """Squared error of the first windows, zero where nothing is known; shape (b, T, A)."""
-            return torch.where(there[: len(some)], (some - wanted[: len(some)]).square(), 0.0)
-
-        return loss + self._more_loss(reading, batch, error)
-
-    def _more_loss(self, reading: Any, batch: Batch, error: Callable[[Tensor], Tensor]) -> Tensor | float:
+    def _more_loss(self, reading: Any, batch: Batch) -> Tensor | float:
         """What training adds to the movement loss; nothing, for decoders that look for no lag."""
         return 0.0
 
