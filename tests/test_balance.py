@@ -29,7 +29,7 @@ from neurofuse.decoders.balance import (
     update_scales,
 )
 from neurofuse.decoders.family import DECODERS, make_decoder
-from neurofuse.decoders.tracked import best_share
+from neurofuse.decoders.tracked import convex_weights, on_lag
 from neurofuse.decoders.training import TorchDecoder
 from neurofuse.recording import NeurofuseError
 from neurofuse.simulate import DOMINANCE, simulate
@@ -289,8 +289,7 @@ def test_where_nothing_asks_the_usual_lag_is_believed(parts):
 def test_of_a_single_stream_left_its_own_head_says_the_movement(parts):
     decoder = quick("tracked", n_steps=5).fit(parts.train, validation=parts.validation)
     inside = parts.train[10:14]
-    share = decoder.network_.anchor_share_A
-    assert ((share >= 0) & (share <= 1)).all()
+    decoder.network_.share_KA.zero_()  # the fusion alone speaks where it can
     both, left = decoder.predict(inside), [decoder.predict(inside.without(k)) for k in (0, 1)]
     with torch.no_grad():
         for p in decoder.network_.alone[1].head.leave.parameters():
@@ -305,23 +304,40 @@ def test_of_a_single_stream_left_its_own_head_says_the_movement(parts):
     np.testing.assert_array_equal(decoder.predict(inside), both)
 
 
-def test_the_share_of_the_anchor_is_the_best_between_none_and_all():
+def test_weights_of_voices_are_the_best_convex_ones():
     rng = np.random.default_rng(0)
-    step = rng.standard_normal((500, 3))
-    wanted = step * [0.3, -1.0, 2.0]
-    np.testing.assert_allclose(best_share(step, wanted), [0.3, 0, 1], atol=1e-12)
-    np.testing.assert_array_equal(best_share(0 * step, wanted), 0)
+    said = rng.standard_normal((500, 3))
+    planted = np.array([0.6, 0.0, 0.4])
+    np.testing.assert_allclose(convex_weights(said, said @ planted), planted, atol=1e-6)
+    # A voice that would be best turned round is not heard, and weights add up whatever the scale.
+    np.testing.assert_allclose(convex_weights(said, 3 * said[:, 0] - said[:, 1]), [1, 0, 0], atol=1e-3)
 
 
-def test_the_anchor_speaks_beside_the_fusion_as_far_as_its_share(parts):
+def test_each_clock_speaks_beside_the_fusion_as_far_as_its_share_and_through_the_alignment(parts):
     decoder = quick("tracked", n_steps=5).fit(parts.train, validation=parts.validation)
     inside = parts.train[10:14]
-    share, said = decoder.network_.anchor_share_A, []
-    for value in (0.0, 0.25, 1.0):
-        share.fill_(value)
-        said.append(decoder.predict(inside))
-    np.testing.assert_allclose(said[1], 0.75 * said[0] + 0.25 * said[2], atol=1e-5)
-    np.testing.assert_allclose(said[2], decoder.predict(inside.without(1)), atol=1e-5)
+    share = decoder.network_.share_KA
+    assert bool((share >= 0).all())
+    assert bool((share.sum(0) <= 1 + 1e-6).all())
+    for k in (0, 1):
+        said = []
+        for value in (0.0, 0.25, 1.0):
+            share.zero_()
+            share[k] = value
+            said.append(decoder.predict(inside))
+        np.testing.assert_allclose(said[1], 0.75 * said[0] + 0.25 * said[2], atol=1e-5)
+        if k == 0:
+            np.testing.assert_allclose(said[2], decoder.predict(inside.without(1)), atol=1e-5)
+            continue
+        # All belief on one lag: what the other clock says is what it says alone, that much later.
+        lag, reach = 2, decoder.max_lag_
+        values, present, width = decoder._inputs(inside.batch(slice(None)))
+        steps = inside.n_steps + 2 * (width - reach)
+        belief = on_lag(torch.full((len(inside), steps), float(lag)), reach, 2 * reach + 1)
+        with torch.no_grad():
+            through, _ = decoder.network_(values, present, width, [belief])
+            whole, _ = decoder.network_.alone[1](values, present, 0)
+        np.testing.assert_allclose(through, whole[:, width + lag : width + lag + inside.n_steps], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["early", "tracked"])

@@ -14,12 +14,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from neurofuse.decoders.alignment import alignment_losses, recognition_loss, swap_some
 from neurofuse.decoders.calibration import Heard, calibrate
 from neurofuse.decoders.chain import (
-    TINY,
     LagChain,
     Posterior,
     constant_posterior,
@@ -32,7 +32,7 @@ from neurofuse.decoders.encoders import MovementHead, StreamEncoder, encode
 from neurofuse.decoders.lag import band_answer, band_read, band_scores
 from neurofuse.decoders.late import StreamDecoder
 from neurofuse.decoders.through import track_through
-from neurofuse.decoders.training import TorchDecoder, check_device, spread_over
+from neurofuse.decoders.training import DECODE_BATCH, TorchDecoder, check_device, spread_over
 from neurofuse.recording import NeurofuseError
 from neurofuse.windows import EDGE_TOKENS, Batch, Windows, filled
 
@@ -149,6 +149,7 @@ class Reading:
     asked: list[
         tuple[Tensor, Tensor]
     ]  # with it in training, queries (B, H, T + edges, D) and keys (B, H, W, D)
+    voices: list[Tensor]  # with networks for clocks alone, what each says through the alignment, (B, T, A)
 
     @property
     def posteriors(self) -> list[Tensor]:
@@ -164,7 +165,7 @@ class Reading:
 class LagNetwork(nn.Module):
     """One encoder a clock, one attention for each clock but the anchor, one head."""
 
-    anchor_share_A: Tensor
+    share_KA: Tensor
 
     def __init__(
         self,
@@ -185,7 +186,7 @@ class LagNetwork(nn.Module):
         causal: bool,
     ) -> None:
         super().__init__()
-        self.max_lag, self.chain = max_lag, chain
+        self.max_lag, self.chain, self.causal = max_lag, chain, causal
         # Tokens of a window whose encoding lacks context that lies beyond its edges.
         self.warm_up = max(0, (kernel - 1) * sum(dilations) // (1 if causal else 2) - EDGE_TOKENS)
         self.encoders = nn.ModuleList(
@@ -215,11 +216,10 @@ class LagNetwork(nn.Module):
             dropout=dropout,
             causal=causal,
         )
-        # A network for each clock, trained by itself, for moments when all others are missing. The anchor's speaks
-        # beside the fusion too, as much of each axis as held-back windows gave it. What the others say by themselves
-        # is as late as their clocks, so they do not.
+        # A network for each clock, trained by itself, for moments when all others are missing. It speaks beside the
+        # fusion too, through the alignment, as much of each axis as held-back windows gave it.
         self.alone = nn.ModuleList()
-        self.register_buffer("anchor_share_A", torch.zeros(n_axes))
+        self.register_buffer("share_KA", torch.zeros(len(n_inputs), n_axes))
 
     @property
     def attending(self) -> list[LagAttention]:
@@ -243,7 +243,7 @@ class LagNetwork(nn.Module):
         edge, spare = EDGE_TOKENS, reach - EDGE_TOKENS
         there = _trim(present[0], spare)
         plain, asking = encode(self.encoders[0], _trim(values[0], spare), there)
-        features, reading = [plain, asking], Reading([], [], [])
+        features, reading = [plain, asking], Reading([], [], [], [])
         shown = [_trim(there, edge)]
         for c, (encoder, attention) in enumerate(zip(self.encoders[1:], self.attending, strict=True)):
             told, asked = encode(encoder, values[c + 1], present[c + 1])
@@ -267,15 +267,35 @@ class LagNetwork(nn.Module):
             reading.beliefs.append(belief.map(lambda x: _trim(x, edge)))
         said = _trim(self.head(torch.cat(features, -1)), edge)
         if self.alone:
-            said = self._beside(said, shown, [net(values, present, reach)[0] for net in self.alone])
+            said = self._beside(said, shown, values, present, reach, reading)
         return said, reading
 
-    def _beside(self, fused_BTA: Tensor, shown: list[Tensor], alone: list[Tensor]) -> Tensor:
-        """Fused movement, with a share of what the anchor says; of a clock alone where it is all there is."""
+    def _beside(
+        self,
+        fused_BTA: Tensor,
+        shown: list[Tensor],
+        values: list[Tensor],
+        present: list[Tensor],
+        reach: int,
+        reading: Reading,
+    ) -> Tensor:
+        """Fused movement with shares of what each clock says; of a clock alone where it is all there is."""
         n_shown_BT = torch.stack(shown).sum(0)
-        share_BTA = self.anchor_share_A * (shown[0] & (n_shown_BT > 1))[..., None]
-        said = torch.lerp(fused_BTA, alone[0], share_BTA)
-        for own, is_there_BT in zip(alone, shown, strict=True):
+        said = fused_BTA
+        for k, (net, is_there_BT) in enumerate(zip(self.alone, shown, strict=True)):
+            if k == 0:
+                voice = own = net(values, present, reach)[0]
+            elif self.causal:
+                # Its decode of a moment reads stamps up to the largest lag ahead, too late to be moved any further.
+                voice, own = fused_BTA, net(values, present, reach)[0]
+            else:
+                whole = net(values, present, 0)[0]
+                own = _trim(whole, reach)
+                weight_BTL = reading.beliefs[k - 1].lag_BTG @ self.attending[k - 1].track.down_GL
+                voice = band_read(weight_BTL[:, None], _trim(whole, EDGE_TOKENS)[:, None])[:, 0]
+            reading.voices.append(voice)
+            both_BT = shown[0] & is_there_BT & (n_shown_BT > 1)
+            said = said + self.share_KA[k] * both_BT[..., None] * (voice - fused_BTA)
             said = torch.where((is_there_BT & (n_shown_BT == 1))[..., None], own, said)
         return said
 
@@ -326,8 +346,8 @@ class TrackedDecoder(TorchDecoder):
         Weight of the alignment loss beside the movement loss; see `alignment_loss`. With 0 the movement loss
         alone has to find the lag.
     alone : bool
-        Also train a network on each clock by itself, which goes on alone where all other clocks are missing. The
-        anchor's speaks beside the fusion as well, as far as held-back windows say that it helps.
+        Also train a network on each clock by itself, which goes on alone where all other clocks are missing, and
+        otherwise adds what it says, read through the alignment, as far as held-back windows say that it helps.
     foreign : float
         Share of training windows whose other clocks are taken from other windows, to learn what no match is.
     roam : float
@@ -383,18 +403,29 @@ class TrackedDecoder(TorchDecoder):
         return self
 
     def _add_alone(self, X: Windows, y: np.ndarray | None, validation: Windows | None) -> None:
-        """Train a network for each clock, and see on held-back windows how much of the movement is the anchor's."""
+        """Train a network for each clock, and see on held-back windows how much of the movement each says best."""
         members = [self._member(k).fit(X, y, validation=validation) for k in range(len(self.clocks_))]
         target = self._target(X, y)
         if validation is None:
             _, check, _, true = hold_back(X, target)
         else:
             check, true = validation, self._target(validation, None)
-        fused, own = self.predict(check), members[0].predict(check)
-        there = np.isfinite(true).all(axis=-1)
-        share_A = best_share((own - fused)[there], (true - fused)[there])
-        self.network_.anchor_share_A.copy_(torch.as_tensor(share_A))
         self.network_.alone.extend(m.network_ for m in members)
+        said_VNTA = np.stack(self._voices(check))
+        scaled = (true - self.movement_scale_.mean) / self.movement_scale_.std
+        there = np.isfinite(true).all(axis=-1)
+        for a in range(self.n_axes_):
+            weights = convex_weights(said_VNTA[:, there, a].T, scaled[there, a])
+            self.network_.share_KA[:, a] = torch.as_tensor(weights[1:])
+
+    @torch.no_grad()
+    def _voices(self, X: Windows) -> list[np.ndarray]:
+        """What the fusion, then each clock through the alignment, says, in standard units."""
+        parts = []
+        for k in range(0, len(X), DECODE_BATCH):
+            fused, reading = self.network_(*self._inputs(X.batch(slice(k, k + DECODE_BATCH))))
+            parts.append([x.cpu().numpy() for x in (fused, *reading.voices)])
+        return [np.concatenate(voice) for voice in zip(*parts, strict=True)]
 
     def _member(self, clock: int) -> StreamDecoder:
         """The decoder of one clock by itself."""
@@ -508,10 +539,13 @@ class TrackedDecoder(TorchDecoder):
         )
 
 
-def best_share(step_NA: np.ndarray, wanted_NA: np.ndarray) -> np.ndarray:
-    """Share in [0, 1] of a step that comes closest to the wanted one in squares, for each axis; shape (A,)."""
-    towards_A = (step_NA * wanted_NA).sum(0)
-    return np.clip(towards_A / np.maximum(np.square(step_NA).sum(0), TINY), 0, 1)
+def convex_weights(said_NV: np.ndarray, true_N: np.ndarray) -> np.ndarray:
+    """Weights that are not negative, add up to one, and come closest to the truth in squares; shape (V,)."""
+    # A heavy last row holds the sum.
+    heavy = 1e3 * np.sqrt(np.square(said_NV).sum() + 1)
+    rows = np.vstack([said_NV.astype(np.float64), np.full(said_NV.shape[1], heavy)])
+    weights, _ = nnls(rows, np.append(true_N, heavy))
+    return weights / weights.sum()
 
 
 class ConstantDecoder(TrackedDecoder):
