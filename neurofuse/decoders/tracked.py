@@ -43,7 +43,7 @@ START_TEMPERATURE = 4.0
 N_CALIBRATED = 64
 CALIBRATION_DRAWS = 4
 # The head convolves what it read together with the anchor's tokens, as early fusion would.
-HEAD_DILATIONS = (1, 4)
+HEAD_DILATIONS = (1, 4, 12)
 # A clock alone is learned from so much of the batches, and of the steps, that clocks together take.
 ALONE_SHARE = 0.5
 
