@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from neurofuse.figures.study import plot_lag_maps, plot_study, plot_study_spotlight
+from neurofuse.figures.study import SPOTLIGHT, plot_lag_maps, plot_study, plot_study_spotlight
 from neurofuse.report import drawn, flat, write_page
 
 # What the quantities of a threshold are called on the page.
@@ -129,35 +129,29 @@ def _section(
     gains = [t for t in thresholds if t.get("quantity") != "hit_rate"]
     hits = [t for t in thresholds if t.get("quantity") == "hit_rate"]
     for protocol in map(str, study["protocol"].values):
-        at = {"kind": kind, "protocol": protocol}
         caption = (
-            "Lines are means over seeds, bands reach from the worst seed to the best; grey are the references. Vertical: the "
-            "level at which half of the gain is left, with its 95 % interval, and that of theory, dotted."
+            "Lines are means over seeds, bands reach from the worst seed to the best; grey are the references. "
+            "Vertical: the level at which half of the gain is left, with its 95 % interval, and that of theory, dotted."
         )
         with drawn(figures, 6.4, 3.6, f"R² against the level of {kind}, {protocol}", caption) as figure:
-            plot_study(study, **at, thresholds=gains, ax=figure.subplots())
+            plot_study(study, kind=kind, protocol=protocol, thresholds=gains, ax=figure.subplots())
         if spotlit:
+            here = study.sel({"kind": kind, "protocol": protocol})
+            n = sum(bool(here[m].notnull().any()) for m in SPOTLIGHT if m in here)
             alt = f"Hits, anomalies and flicker against the level of {kind}, {protocol}"
-            n = sum(
-                bool(np.isfinite(study[m].sel(**at)).any())
-                for m in ("hit_rate", "mass_on_truth", "anomaly_rate", "flicker", "entropy")
-                if m in study
-            )
-            with drawn(
-                figures, 6.4, 1.5 * n, alt, "Vertical: the level at which half of the lags are found."
-            ) as figure:
+            caption = "Vertical: the level at which half of the lags are found."
+            with drawn(figures, 6.4, 1.5 * n, alt, caption) as figure:
                 panels = figure.subplots(n, 1, sharex=True, squeeze=False)[:, 0]
-                plot_study_spotlight(study, **at, thresholds=hits, ax=panels)
+                plot_study_spotlight(study, kind=kind, protocol=protocol, thresholds=hits, ax=panels)
         if maps is None:
             continue
         kept = (maps["kind"].values == kind) & (maps["protocol"].values == protocol)
         for model in dict.fromkeys(map(str, maps["model"].values[kept])):
             n = int((kept & (maps["model"].values == model)).sum())
             alt = f"Lag over time at {n} levels of {kind}, {model}, {protocol}"
-            with drawn(
-                figures, 8.0, 2.3 * n, alt, "Where the spotlight stood, first seed; dashed the truth."
-            ) as figure:
+            caption = "Where the spotlight stood, first seed; dashed the truth."
+            with drawn(figures, 8.0, 2.3 * n, alt, caption) as figure:
                 panels = figure.subplots(n, 1, squeeze=False)[:, 0]
-                plot_lag_maps(maps, study, model=model, **at, ax=panels)
+                plot_lag_maps(maps, study, model=model, kind=kind, protocol=protocol, ax=panels)
     origin = str(study["levels_from"].sel(kind=kind).item()) if "levels_from" in study else ""
     return {"name": kind, "levels": f"Levels: {origin}." if origin else "", "figures": figures}

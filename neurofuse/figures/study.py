@@ -69,7 +69,7 @@ def plot_study(
     (panel,) = panels_for(ax, 1, height_in=3.4, width_in=6.0)
     r2 = table["r2"].mean("axis") if "axis" in table["r2"].dims else table["r2"]
     references = {study.attrs.get("fixed"): "--", study.attrs.get("oracle"): "-"}
-    colours = {}
+    colours: dict[str, str] = {}
     for model in map(str, table["model"].values):
         if model in references:
             colour, marker, line = GREY, "", references[model]
@@ -77,19 +77,12 @@ def plot_study(
             colour, marker, line = SERIES[len(colours) % len(SERIES)]
             colours[model] = colour
         _line(panel, level, r2.sel(model=model), safe_label(model), colour, marker, line)
-    for one in thresholds:
-        if (one.get("kind"), one.get("protocol")) != (
-            str(table["kind"].item()),
-            str(table["protocol"].item()),
-        ):
-            continue
-        colour = colours.get(str(one.get("model")))
-        if colour is None or one.get("measured") is None:
-            continue
-        panel.axvline(one["measured"], color=colour, lw=1.0)
-        ends = one.get("ci95") or (None, None)
-        if None not in ends:
-            panel.axvspan(*ends, color=colour, alpha=0.15, lw=0)
+    for model, one in _found(thresholds, table).items():
+        if model in colours:
+            panel.axvline(one["measured"], color=colours[model], lw=1.0)
+            low, high = one.get("ci95") or (None, None)
+            if low is not None and high is not None:
+                panel.axvspan(low, high, color=colours[model], alpha=0.15, lw=0)
     predicted = float(table["predicted"]) if "predicted" in table else np.nan
     if np.isfinite(predicted):
         panel.axvline(predicted, color=BLACK, lw=1.2, ls=":", label="theory")
@@ -133,19 +126,15 @@ def plot_study_spotlight(
             "no model of this study looked for a lag, so there is no spotlight to draw; add one such as 'tracked'."
         )
     axes = panels_for(ax, len(names), height_in=1.7, width_in=6.0, share_x=True)
-    thresholds = list(thresholds)
+    found = _found(thresholds, table)
     models = [
         m for m in map(str, table["model"].values) if bool(np.isfinite(table["entropy"].sel(model=m)).any())
     ]
     for panel, name in zip(axes, names, strict=True):
         for model, (colour, marker, line) in zip(models, SERIES * len(models), strict=False):
             _line(panel, level, table[name].sel(model=model), safe_label(model), colour, marker, line)
-            for one in thresholds:
-                at = (one.get("model"), one.get("kind"), one.get("protocol"))
-                if at == (model, str(table["kind"].item()), str(table["protocol"].item())) and one.get(
-                    "measured"
-                ):
-                    panel.axvline(one["measured"], color=colour, lw=1.0)
+            if model in found:
+                panel.axvline(found[model]["measured"], color=colour, lw=1.0)
         if "predicted" in table and np.isfinite(float(table["predicted"])):
             panel.axvline(float(table["predicted"]), color=BLACK, lw=1.2, ls=":", label="theory")
         panel.set_ylabel(SPOTLIGHT[name])
@@ -214,11 +203,10 @@ def plot_lag_maps(
             coords={"clock": ["second"], "time": one["time_s"].values, "lag": maps["lag"].values},
         )
         plot_attention(table, ax=panel)
-        values, unit = study["level_value"].sel(kind=cell["kind"].item()), _unit(study, cell["kind"].item())
-        value = float(values.isel(level=int(cell["level"])))
-        said = (
-            f"{safe_text(cell['model'].item())}, {safe_text(cell['kind'].item())} {value:.3g} {unit}".rstrip()
-        )
+        of_kind = study.sel({"kind": cell["kind"].item()})
+        level = float(of_kind["level_value"].isel(level=int(cell["level"])))
+        jitter = f"{safe_text(cell['kind'].item())} {level:.3g} {_unit(of_kind)}".rstrip()
+        said = f"{safe_text(cell['model'].item())}, {jitter}"
         panel.set_title(said + (f": {place}" if place else ""), **TITLE)
         panel.set_ylabel("lag (s)")
     return axes
@@ -246,6 +234,16 @@ def _of_kind(
     return table, table["level_value"].values
 
 
+def _found(thresholds: Iterable[Mapping[str, Any]], table: xr.Dataset) -> dict[str, Mapping[str, Any]]:
+    """By model, the first threshold of this kind and protocol that was measured."""
+    here = (str(table["kind"].item()), str(table["protocol"].item()))
+    out: dict[str, Mapping[str, Any]] = {}
+    for one in thresholds:
+        if (one.get("kind"), one.get("protocol")) == here and one.get("measured") is not None:
+            out.setdefault(str(one.get("model")), one)
+    return out
+
+
 def _line(
     panel: Axes, level: np.ndarray, values: xr.DataArray, label: str, colour: str, marker: str, line: str
 ) -> None:
@@ -265,11 +263,8 @@ def _level_axis(panel: Axes, table: xr.Dataset, level: np.ndarray) -> None:
     panel.set_xlabel(with_unit(f"level of '{table['kind'].item()}'", _unit(table)))
 
 
-def _unit(study: xr.Dataset, kind: str | None = None) -> str:
-    if "level_unit" not in study:
-        return ""
-    unit = study["level_unit"] if kind is None else study["level_unit"].sel(kind=kind)
-    text = str(unit.item())
+def _unit(table: xr.Dataset) -> str:
+    text = str(table["level_unit"].item()) if "level_unit" in table else ""
     return "" if text == "1" else text
 
 
