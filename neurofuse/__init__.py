@@ -28,6 +28,9 @@ _PUBLIC = {
     "Spikes": "neurofuse.recording",
     "open_recording": "neurofuse.storage",
     "save_recording": "neurofuse.storage",
+    "Threshold": "neurofuse.threshold",
+    "threshold_of": "neurofuse.threshold",
+    "thresholds": "neurofuse.threshold",
     "split_units": "neurofuse.recording",
     "load": "data_loaders",
     "info": "data_loaders",
@@ -41,6 +44,7 @@ __all__ = [
     "Recording",
     "Signal",
     "Spikes",
+    "Threshold",
     "Windows",
     "__version__",
     "attention",
@@ -53,6 +57,8 @@ __all__ = [
     "save_recording",
     "split_units",
     "spotlight_scores",
+    "threshold_of",
+    "thresholds",
     "tokenize",
 ]
 
@@ -64,6 +70,7 @@ if TYPE_CHECKING:
     from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes, split_units
     from neurofuse.spotlight import attention, contribution, spotlight_scores
     from neurofuse.storage import open_recording, save_recording
+    from neurofuse.threshold import Threshold, threshold_of, thresholds
     from neurofuse.tokens import tokenize
     from neurofuse.windows import Windows
 

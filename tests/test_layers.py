@@ -24,6 +24,7 @@ FLOW = [
     "scores",
     "spotlight",
     "decode",
+    "threshold",
     "figures",
     "report",
     "results",
