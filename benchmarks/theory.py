@@ -273,7 +273,7 @@ def flat_taps(
     tap = 0.5 * (np.arange(n_taps) - n_taps // 2)
     target, second = np.empty(n), np.empty((n, n_taps))
     first = np.empty((n, n_taps))
-    k = 200
+    k = 60
     for rows in np.array_split(np.arange(n), max(1, n // 500)):
         f = rng.random((rows.size, k))
         a, b = rng.standard_normal((2, rows.size, k)) / np.sqrt(k)
