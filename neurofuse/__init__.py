@@ -32,6 +32,9 @@ _PUBLIC = {
     "Spikes": "neurofuse.recording",
     "open_recording": "neurofuse.storage",
     "save_recording": "neurofuse.storage",
+    "Threshold": "neurofuse.threshold",
+    "threshold_of": "neurofuse.threshold",
+    "thresholds": "neurofuse.threshold",
     "split_units": "neurofuse.recording",
     "load": "data_loaders",
     "info": "data_loaders",
@@ -48,6 +51,7 @@ __all__ = [
     "Recording",
     "Signal",
     "Spikes",
+    "Threshold",
     "Windows",
     "__version__",
     "attention",
@@ -61,6 +65,8 @@ __all__ = [
     "save_recording",
     "split_units",
     "spotlight_scores",
+    "threshold_of",
+    "thresholds",
     "tokenize",
 ]
 
@@ -74,6 +80,7 @@ if TYPE_CHECKING:
     from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes, split_units
     from neurofuse.spotlight import attention, contribution, spotlight_scores
     from neurofuse.storage import open_recording, save_recording
+    from neurofuse.threshold import Threshold, threshold_of, thresholds
     from neurofuse.tokens import tokenize
     from neurofuse.windows import Windows
 
