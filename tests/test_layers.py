@@ -23,6 +23,10 @@ FLOW = [
     "scores",
     "spotlight",
     "decode",
+    "engines",
+    "levels",
+    "cells",
+    "study",
     "figures",
     "report",
     "results",
@@ -40,8 +44,10 @@ HEAVY = {
     "matplotlib": {"neurofuse.figures", "neurofuse.report"},
     "jinja2": {"neurofuse.report"},
     "cyclopts": {"neurofuse.cli"},
+    "distributed": {"neurofuse.engines"},
+    "dask": set(),
 }
-LAZY = ("torch", "mne", "neo", "pynwb", "sklearn", "matplotlib")
+LAZY = ("torch", "mne", "neo", "pynwb", "sklearn", "matplotlib", "distributed")
 
 
 def modules():
