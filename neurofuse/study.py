@@ -36,10 +36,12 @@ from neurofuse.cells import (
     unpacked,
 )
 from neurofuse.engines import Record, Task, run_tasks
+from neurofuse.evidence import critical_level
 from neurofuse.jitters.lag import NoLag, parse_law
-from neurofuse.levels import Levels, plan_levels
+from neurofuse.levels import AROUND, SHARES, Levels, largest, plan_levels
 from neurofuse.recording import NeurofuseError, Recording
 from neurofuse.storage import whole_file
+from neurofuse.tokens import Tokens
 
 LAYOUT = "neurofuse-study-1"
 # Measures of a cell beside R2, and their units.
@@ -90,8 +92,8 @@ def run_study(
         training (shared out where one training serves several cells) and test, the one thing that differs between
         runs; `status` ("ok", "failed", "quarantined", "missing") and why, `message`. `level` counts from 0, the
         least jitter first; `level_value` (kind, level) is in `level_unit` (kind), NaN where a kind has fewer levels;
-        `predicted` (kind) is the critical level of theory, NaN where there is none, and `levels_from` says where
-        levels came from.
+        `predicted` (kind) is the critical level of theory (see `neurofuse.evidence`), NaN where there is none, and
+        `levels_from` says where levels came from.
 
     Raises
     ------
@@ -101,16 +103,17 @@ def run_study(
     config = config or StudyConfig()
     check_config(config)
     ready = ready_recording(recording, config)
-    plans = _plan_levels(ready, config)
+    content = packed_recording(ready)
+    plans = _plan_levels(ready, content, config)
     config = replace(config, levels={kind: p.values for kind, p in plans.items()})
     tasks = plan_tasks(config)
     context = {
         "config": json.loads(json.dumps(asdict(config))),
-        "recording": packed_recording(ready),
+        "recording": content,
         "maps": {kind: _map_levels(p) for kind, p in plans.items()},
     }
     # What would stop every cell stops the study before anything is written.
-    tokens, _ = jittered_tokens(context["recording"], json.dumps(context["config"]), 0, None, 0.0)
+    tokens, _ = jittered_tokens(content, json.dumps(context["config"]), 0, None, 0.0)
     cut_windows(tokens, config, NoLag(), (), 0)
     settings = {
         "layout": LAYOUT,
@@ -182,7 +185,7 @@ def _file_name(kind: str) -> str:
     return kind.replace(":", "-").replace("/", "_")
 
 
-def _plan_levels(ready: Recording, config: StudyConfig) -> dict[str, Levels]:
+def _plan_levels(ready: Recording, content: bytes, config: StudyConfig) -> dict[str, Levels]:
     """Levels of every kind, each of which the recording can be given and the search can reach."""
     recording = two_clocks(ready, config, 0)
     span_s = recording.span_s[1] - recording.span_s[0]
@@ -202,13 +205,28 @@ def _plan_levels(ready: Recording, config: StudyConfig) -> dict[str, Levels]:
         kind: plan_levels(
             of_kind(kind),
             given=config.levels.get(kind),
-            predicted=float("nan"),
+            predicted=_predicted(kind, content, config, span_s),
             n_levels=config.n_levels,
             span_s=span_s,
             max_lag_s=config.max_lag_s,
         )
         for kind in config.kinds
     }
+
+
+def _predicted(kind: str, content: bytes, config: StudyConfig, span_s: float) -> float:
+    """Critical level by what the clocks tell of each other; NaN for lags, which a decoder can undo."""
+    jitter = of_kind(kind)
+    if jitter.acts_on == "clock":
+        return float("nan")
+    top = largest(jitter.kind, jitter.unit, jitter.acts_on, span_s=span_s, max_lag_s=config.max_lag_s)
+    settings = json.dumps(asdict(config))
+
+    def tokens_at(level: float) -> Tokens:
+        return jittered_tokens(content, settings, 0, kind if level else None, level)[0]
+
+    limit = min(AROUND * top, 0.99) if jitter.kind in SHARES else AROUND * top
+    return critical_level(tokens_at, largest=limit, window_s=config.window_s, max_lag_s=config.max_lag_s)[0]
 
 
 def _map_levels(plan: Levels) -> list[int]:

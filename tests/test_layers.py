@@ -24,6 +24,7 @@ FLOW = [
     "spotlight",
     "decode",
     "engines",
+    "evidence",
     "levels",
     "cells",
     "study",
