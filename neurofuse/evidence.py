@@ -1,8 +1,7 @@
 """In: tokens of a recording, clean and jittered. Out: what one clock tells of another's lag, and when too little.
 
-The law of the critical level (ideal time-delay estimation; noisy attention obeys the same): a lag is told apart in
-half of the windows where sqrt(2 T sum of coherence over frequency and dimension) = m(2 B W), m(N) being the median of
-the largest of N - 1 wrong keys. The coherence is measured between the clocks' features, on the recording as the jitter
+By the law of `neurofuse.theory` a lag is told as long as A = sqrt(2 T sum of coherence over frequency and dimension)
+is what its criterion needs. The coherence is measured between the clocks' features, on the recording as the jitter
 left it, so nothing need be known of how spikes and field come about. It is an estimate from one recording: on five
 minutes of a simulated band of 5 Hz it scatters by a sixth around the level that the law gives for the true SNR.
 """
@@ -13,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.stats import norm
 
-from neurofuse.recording import FloatArray
+from neurofuse.recording import FloatArray, NeurofuseError
+from neurofuse.theory.critical import Criterion, critical_correlation
 from neurofuse.tokens import ClockTokens, Tokens
 
+# The lag is right in half of the windows.
+CRITERION: Criterion = "half_hit"
 # Pairs of directions that are looked at; a movement and what drives it have a few.
 N_PAIRS = 6
 # Weights are found on tokens averaged over this many, for most of what clocks share is slower than a token.
@@ -57,9 +58,15 @@ class Evidence:
         return float(np.sqrt(max(self.per_s, 0.0) * window_s))
 
 
-def tallest_wrong(n_keys: float) -> float:
-    """m(N), the median of the largest of N - 1 standard normal numbers."""
-    return float(norm.ppf(2 ** (-1 / (n_keys - 1))))
+def amplitude_needed(bandwidth_hz: float, *, window_s: float, max_lag_s: float) -> float:
+    """A at which the criterion is just met; NaN where no A meets it, so few lags being told apart."""
+    if not np.isfinite(bandwidth_hz):
+        return float("nan")
+    sizes = {"bandwidth_hz": bandwidth_hz, "window_s": window_s, "range_s": 2 * max_lag_s}
+    try:
+        return critical_correlation(CRITERION, **sizes)
+    except NeurofuseError:
+        return float("nan")
 
 
 def evidence(tokens: Tokens, *, shared: np.ndarray | None = None) -> Evidence:
@@ -116,10 +123,9 @@ def critical_level(
     clean : Evidence
     """
     clean = evidence(tokens_at(0.0))
-    n_keys = 4 * clean.bandwidth_hz * max_lag_s
-    if not np.isfinite(n_keys) or n_keys <= 2 or clean.amplitude(window_s) <= tallest_wrong(n_keys):
-        return np.nan, clean
-    needed = tallest_wrong(n_keys)
+    needed = amplitude_needed(clean.bandwidth_hz, window_s=window_s, max_lag_s=max_lag_s)
+    if not clean.amplitude(window_s) > needed:
+        return float("nan"), clean
     before, level_before = clean.amplitude(window_s), 0.0
     for level in largest * STEP ** np.arange(1 - n_steps, 1.0):
         now = max(evidence(tokens_at(float(level)), shared=clean.shared).amplitude(window_s), 1e-3)
@@ -129,7 +135,7 @@ def critical_level(
             share = np.log(before / needed) / np.log(before / now)
             return float(level_before * (level / level_before) ** share), clean
         before, level_before = now, float(level)
-    return np.nan, clean
+    return float("nan"), clean
 
 
 def _both(tokens: Tokens) -> tuple[FloatArray, FloatArray]:

@@ -36,7 +36,7 @@ from neurofuse.cells import (
     unpacked,
 )
 from neurofuse.engines import Record, Task, run_tasks
-from neurofuse.evidence import critical_level
+from neurofuse.evidence import CRITERION, critical_level
 from neurofuse.jitters.lag import NoLag, parse_law
 from neurofuse.levels import AROUND, SHARES, Levels, largest, plan_levels
 from neurofuse.recording import NeurofuseError, Recording
@@ -299,6 +299,7 @@ def collect(
             "version": version("neurofuse"),
             "fixed": FIXED,
             "oracle": ORACLE,
+            "criterion": CRITERION,
             "window_s": config.window_s,
             "max_lag_s": config.max_lag_s,
         },

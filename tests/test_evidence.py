@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from neurofuse.evidence import critical_level, evidence, tallest_wrong
+from neurofuse.evidence import amplitude_needed, critical_level, evidence
 from neurofuse.recording import Recording, Signal
+from neurofuse.theory.critical import critical_noise
 from neurofuse.tokens import Tokens, tokenize
 
 BAND_HZ, STEP_S = 5.0, 0.02
@@ -54,17 +55,16 @@ def test_features_that_share_nothing_add_nothing():
     among = evidence(shared(1.0, 1.0, seed=0, n_more=20))
     assert among.per_s == pytest.approx(alone.per_s, rel=0.25)
     nothing = evidence(shared(1e-6, 1e3, seed=0, n_more=20))
-    assert nothing.amplitude(4.0) < tallest_wrong(10)
+    assert nothing.amplitude(4.0) < amplitude_needed(BAND_HZ, window_s=4.0, max_lag_s=0.5)
 
 
 def test_the_critical_noise_is_that_of_the_law():
-    """sqrt(2 B T) rho = m(2 B W): B 5 Hz, T 4 s, W 1 s, the first clock at SNR 1."""
+    """B 5 Hz, T 4 s, W 1 s, the first clock at SNR 1."""
     found = [
         critical_level(lambda x, s=s: shared(1.0, x, seed=s), largest=16.0, window_s=4.0, max_lag_s=0.5)[0]
         for s in range(6)
     ]
-    law = np.sqrt(2 * BAND_HZ * 4.0 * 0.5 / tallest_wrong(10) ** 2 - 1)
-    assert law == pytest.approx(2.93, abs=0.01)
+    law = critical_noise(bandwidth_hz=BAND_HZ, window_s=4.0, range_s=1.0, snr_other=1.0)
     assert np.mean(found) == pytest.approx(law, rel=0.15)
     assert np.max(np.abs(np.log(np.array(found) / law))) < 0.4
 
@@ -77,10 +77,3 @@ def test_where_nothing_is_told_there_is_no_critical_level():
     assert clean.amplitude(2.0) < 1.5
     never, _ = critical_level(lambda x: shared(3.0, 0.1, seed=0), largest=4.0, window_s=4.0, max_lag_s=0.5)
     assert np.isnan(never)
-
-
-def test_the_tallest_wrong_key_by_drawing_them():
-    rng = np.random.default_rng(0)
-    for n in (8, 32, 128):
-        drawn = np.median(rng.standard_normal((4000, n - 1)).max(axis=1))
-        assert tallest_wrong(n) == pytest.approx(drawn, abs=0.04)
