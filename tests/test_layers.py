@@ -29,6 +29,7 @@ FLOW = [
     "levels",
     "cells",
     "study",
+    "threshold",
     "figures",
     "report",
     "results",
