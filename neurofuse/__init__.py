@@ -20,6 +20,8 @@ _PUBLIC = {
     "JITTERS": "neurofuse.jitters.family",
     "JitterTruth": "neurofuse.jitters.contract",
     "parse_jitter": "neurofuse.jitters.family",
+    "StudyConfig": "neurofuse.cells",
+    "run_study": "neurofuse.study",
     "attention": "neurofuse.spotlight",
     "contribution": "neurofuse.spotlight",
     "spotlight_scores": "neurofuse.spotlight",
@@ -51,6 +53,7 @@ __all__ = [
     "Recording",
     "Signal",
     "Spikes",
+    "StudyConfig",
     "Threshold",
     "Windows",
     "__version__",
@@ -62,6 +65,7 @@ __all__ = [
     "make_decoder",
     "open_recording",
     "parse_jitter",
+    "run_study",
     "save_recording",
     "split_units",
     "spotlight_scores",
@@ -72,6 +76,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from data_loaders import info, load
+    from neurofuse.cells import StudyConfig
     from neurofuse.decode import DecodeConfig, decode_recording
     from neurofuse.decoders.contract import Decoder
     from neurofuse.decoders.family import make_decoder
@@ -80,6 +85,7 @@ if TYPE_CHECKING:
     from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes, split_units
     from neurofuse.spotlight import attention, contribution, spotlight_scores
     from neurofuse.storage import open_recording, save_recording
+    from neurofuse.study import run_study
     from neurofuse.threshold import Threshold, threshold_of, thresholds
     from neurofuse.tokens import tokenize
     from neurofuse.windows import Windows

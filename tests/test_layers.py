@@ -24,6 +24,11 @@ FLOW = [
     "scores",
     "spotlight",
     "decode",
+    "engines",
+    "evidence",
+    "levels",
+    "cells",
+    "study",
     "threshold",
     "figures",
     "report",
@@ -42,8 +47,10 @@ HEAVY = {
     "matplotlib": {"neurofuse.figures", "neurofuse.report"},
     "jinja2": {"neurofuse.report"},
     "cyclopts": {"neurofuse.cli"},
+    "distributed": {"neurofuse.engines"},
+    "dask": set(),
 }
-LAZY = ("torch", "mne", "neo", "pynwb", "sklearn", "matplotlib")
+LAZY = ("torch", "mne", "neo", "pynwb", "sklearn", "matplotlib", "distributed")
 
 
 def modules():
