@@ -243,7 +243,7 @@ def study(
 
     from neurofuse.cells import BASE_LAG, StudyConfig, check_config
     from neurofuse.recording import NeurofuseError
-    from neurofuse.results import save_thresholds
+    from neurofuse.results import save_study_report, save_thresholds
     from neurofuse.study import run_study, told
 
     kinds = _names(jitter)
@@ -292,10 +292,11 @@ def study(
     found = save_thresholds(out, table)
     for note in found["notes"]:
         _say(f"warning: no thresholds of {note}")
+    page = save_study_report(out, table, found)
     for one in found["thresholds"]:
         if one["method"] == "isotonic":
             _say(_threshold_said(one))
-    _say(f"{np.sum(status == 'ok')} cells in {out / 'study.nc'}")
+    _say(f"{np.sum(status == 'ok')} cells in {out / 'study.nc'}; read {page}")
     if as_json:
         print(json.dumps(told(table) | {"thresholds": found["thresholds"]}, indent=2))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
@@ -14,6 +15,7 @@ from neurofuse.decode import DecodeConfig, DecodeResult
 from neurofuse.recording import NeurofuseError
 from neurofuse.report import write_report
 from neurofuse.storage import whole_file
+from neurofuse.study_report import write_study_report
 from neurofuse.threshold import Method, Quantity, thresholds
 
 THRESHOLD_LAYOUT = "neurofuse-threshold-1"
@@ -87,6 +89,16 @@ def save_thresholds(folder: Path, study: xr.Dataset) -> dict[str, Any]:
     with whole_file(folder / "threshold.json") as partial:
         partial.write_text(json.dumps(out, indent=2, allow_nan=False), encoding="utf-8")
     return out
+
+
+def save_study_report(folder: Path, study: xr.Dataset, found: Mapping[str, Any]) -> Path:
+    """Write `report.html` of a study from its table, its thresholds and the lag maps beside it."""
+    kept = folder / "maps.nc"
+    maps = xr.load_dataset(kept, engine="h5netcdf") if kept.exists() else None
+    notes = [f"No thresholds of {note}" for note in found["notes"]]
+    return write_study_report(
+        folder / "report.html", study=study, thresholds=found["thresholds"], maps=maps, notes=notes
+    )
 
 
 def _card(result: DecodeResult) -> str:

@@ -32,6 +32,7 @@ FLOW = [
     "threshold",
     "figures",
     "report",
+    "study_report",
     "results",
     "cli",
 ]
