@@ -382,7 +382,9 @@ def _values(study: xr.Dataset, quantity: str, fixed: str, oracle: str, least_gap
     if "axis" in values.dims:
         values = values.mean("axis", skipna=False)
     if quantity == "hit_rate":
-        return values.sel(model=values.notnull().any([d for d in values.dims if d != "model"]))
+        # The oracle is told what the others look for.
+        looking = values.notnull().any([d for d in values.dims if d != "model"]) & (values["model"] != oracle)
+        return values.sel(model=looking)
     models = [str(m) for m in values["model"].values]
     for reference in (fixed, oracle):
         if reference not in models:

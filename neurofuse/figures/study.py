@@ -127,9 +127,9 @@ def plot_study_spotlight(
         )
     axes = panels_for(ax, len(names), height_in=1.7, width_in=6.0, share_x=True)
     found = _found(thresholds, table)
-    models = [
-        m for m in map(str, table["model"].values) if bool(np.isfinite(table["entropy"].sel(model=m)).any())
-    ]
+    # The oracle is told the lag and has nothing to show.
+    looking = [str(m) for m in table["model"].values if str(m) != study.attrs.get("oracle")]
+    models = [m for m in looking if bool(table["entropy"].sel(model=m).notnull().any())]
     for panel, name in zip(axes, names, strict=True):
         for model, (colour, marker, line) in zip(models, SERIES * len(models), strict=False):
             _line(panel, level, table[name].sel(model=model), safe_label(model), colour, marker, line)
@@ -260,6 +260,14 @@ def _line(
 def _level_axis(panel: Axes, table: xr.Dataset, level: np.ndarray) -> None:
     if (level > 0).all():
         panel.set_xscale("log")
+    shown = level[level > 0]
+    predicted = float(table["predicted"]) if "predicted" in table else np.nan
+    if shown.size > 1:
+        # Intervals may reach far beyond what was tried; the level of theory is worth a look up to a decade away.
+        low, high = float(shown.min()), float(shown.max())
+        if low / 10 < predicted < 10 * high:
+            low, high = min(low, predicted), max(high, predicted)
+        panel.set_xlim(low / 1.15, high * 1.15)
     panel.set_xlabel(with_unit(f"level of '{table['kind'].item()}'", _unit(table)))
 
 
