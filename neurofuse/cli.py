@@ -396,7 +396,9 @@ def _threshold_said(one: dict[str, Any]) -> str:
     """One threshold on one line."""
     unit = "" if one["unit"] == "1" else f" {one['unit']}"
     if one["measured"] is None:
-        level = f"censored ({one['censored']} the levels tried)" if one["levels"] else "not measured"
+        sides = {"above": "above the levels tried", "below": "below the levels tried"}
+        sides |= {"both": "above the levels tried for some seeds, below for others"}
+        level = f"censored ({sides.get(one['censored'], 'too little was measured')})"
     else:
         low, high = (("?" if x is None else f"{x:.3g}") for x in one["ci95"] or (None, None))
         level = f"{one['measured']:.3g}{unit} (95 % {low} to {high})"
