@@ -16,6 +16,12 @@ _PUBLIC = {
     "decode_recording": "neurofuse.decode",
     "Decoder": "neurofuse.decoders.contract",
     "make_decoder": "neurofuse.decoders.family",
+    "Jitter": "neurofuse.jitters.contract",
+    "JITTERS": "neurofuse.jitters.family",
+    "JitterTruth": "neurofuse.jitters.contract",
+    "parse_jitter": "neurofuse.jitters.family",
+    "StudyConfig": "neurofuse.cells",
+    "run_study": "neurofuse.study",
     "attention": "neurofuse.spotlight",
     "contribution": "neurofuse.spotlight",
     "spotlight_scores": "neurofuse.spotlight",
@@ -36,11 +42,15 @@ _PUBLIC = {
 __all__ = [
     "DecodeConfig",
     "Decoder",
+    "JITTERS",
+    "Jitter",
+    "JitterTruth",
     "Movement",
     "NeurofuseError",
     "Recording",
     "Signal",
     "Spikes",
+    "StudyConfig",
     "Windows",
     "__version__",
     "attention",
@@ -50,6 +60,8 @@ __all__ = [
     "load",
     "make_decoder",
     "open_recording",
+    "parse_jitter",
+    "run_study",
     "save_recording",
     "split_units",
     "spotlight_scores",
@@ -58,12 +70,16 @@ __all__ = [
 
 if TYPE_CHECKING:
     from data_loaders import info, load
+    from neurofuse.cells import StudyConfig
     from neurofuse.decode import DecodeConfig, decode_recording
     from neurofuse.decoders.contract import Decoder
     from neurofuse.decoders.family import make_decoder
+    from neurofuse.jitters.contract import Jitter, JitterTruth
+    from neurofuse.jitters.family import JITTERS, parse_jitter
     from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes, split_units
     from neurofuse.spotlight import attention, contribution, spotlight_scores
     from neurofuse.storage import open_recording, save_recording
+    from neurofuse.study import run_study
     from neurofuse.tokens import tokenize
     from neurofuse.windows import Windows
 

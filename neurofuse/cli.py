@@ -176,6 +176,124 @@ def decode(
 
 
 @app.command
+def study(
+    *paths: Paths,
+    source: Source = EVERYTHING,
+    jitter: Annotated[
+        str, Parameter(help="KIND[,KIND]: lag, walk, spike, delete, noise ...; a wrong name lists all.")
+    ] = "lag",
+    levels: Annotated[
+        str,
+        Parameter(
+            help="a,b,c; KIND=a,b,c[;KIND=a,b,c]; or auto, around the level where theory expects the end."
+        ),
+    ] = "auto",
+    decoders: Annotated[
+        str, Parameter(help="NAME[,NAME]; early and oracle are added, as what a gain is measured between.")
+    ] = "tracked,softmax",
+    references: Annotated[
+        bool, Parameter(negative="--no-references", help="Add early and oracle.", show_default=False)
+    ] = True,
+    seeds: Annotated[int, Parameter(converter=_whole, help="Repetitions, drawn anew.")] = 5,
+    protocol: Annotated[
+        str,
+        Parameter(
+            help="train-matched (trained at every level), test-only (trained once), or both, by comma."
+        ),
+    ] = "train-matched",
+    base_lag: Annotated[
+        str | None,
+        Parameter(help="Lag to be found while something else is varied (lag:0.2), KIND:LEVEL or none."),
+    ] = None,
+    max_lag: Annotated[float, Parameter(help="Largest lag searched, seconds.")] = 0.5,
+    window: Annotated[float, Parameter(help="Seconds a window.")] = 3.0,
+    token: Annotated[
+        float | None, Parameter(help="Seconds a token (0.02, or the recording's own bins).")
+    ] = None,
+    causal: Annotated[bool, Parameter(negative="", help="Decode from the past alone.")] = False,
+    split_units: Annotated[
+        int | None,
+        Parameter(converter=_whole, help="Keep so many units on the first clock, give the rest their own."),
+    ] = None,
+    line_hz: Annotated[
+        float | None, Parameter(help="Mains frequency to remove from the LFP, 50 or 60.")
+    ] = None,
+    bandwidth_hz: Annotated[
+        float | None, Parameter(name="--bandwidth", help="Of what the clocks share, Hz; +-1/(2B) is a hit.")
+    ] = None,
+    steps: Annotated[int | None, Parameter(converter=_whole, help="Gradient steps at most.")] = None,
+    seed: Annotated[int, Parameter(converter=_whole, help="Of everything random.")] = 0,
+    jobs: Annotated[int, Parameter(converter=_whole, help="Processes of this machine.")] = 1,
+    scheduler: Annotated[
+        str | None, Parameter(help="Address of a Dask scheduler to run on instead, tcp://HOST:8786.")
+    ] = None,
+    resume: Annotated[bool, Parameter(negative="", help="Go on with the study that --out holds.")] = False,
+    out: Annotated[Path, Parameter(help="Folder for the results.")],
+    as_json: Annotated[
+        bool, Parameter(name="--json", negative="", help="Print the table as JSON on stdout.")
+    ] = False,
+) -> None:
+    """Spoil a recording more and more, train decoders on it, and tell how much each of them survives.
+
+    The clocks of the recording should agree: the study plants every error itself. `demo` is the simulation
+    without a lag. Try it with
+    `neurofuse study demo --jitter lag --levels 0.1,0.3 --decoders ridge --seeds 1 --out out/study`.
+    """
+    import numpy as np
+
+    from neurofuse.cells import BASE_LAG, StudyConfig, check_config
+    from neurofuse.recording import NeurofuseError
+    from neurofuse.study import run_study, told
+
+    kinds = _names(jitter)
+    config = StudyConfig(
+        decoders=_names(decoders),
+        kinds=kinds,
+        levels=_levels(levels, kinds),
+        n_seeds=seeds,
+        protocols=_names(protocol),
+        base_lag=base_lag or BASE_LAG,
+        references=references,
+        window_s=window,
+        max_lag_s=max_lag,
+        token_s=token,
+        n_steps=steps,
+        split_units=split_units,
+        causal=causal,
+        line_hz=line_hz,
+        bandwidth_hz=bandwidth_hz,
+        seed=seed,
+    )
+    check_config(config)
+    if jobs < 1:
+        raise NeurofuseError(f"--jobs must be one or more, got {jobs}.")
+    if _is_demo(paths):
+        if paths[0] not in ("demo", "demo:none"):
+            raise NeurofuseError(
+                f"'{paths[0]}' errs by itself, and a study plants every error; take demo, whose clocks agree here."
+            )
+        recording, _ = _simulated("demo:none", seed)
+    else:
+        recording = _load(paths, source)
+    table = run_study(
+        recording, config=config, jobs=jobs, scheduler=scheduler, out=out, resume=resume, progress=True
+    )
+    _say(repr(recording))
+    for kind, origin in zip(table["kind"].values, table["levels_from"].values, strict=True):
+        _say(f"levels of {kind}: {origin}")
+    status = table["status"].values
+    short = table["message"].values == "this kind has fewer levels"
+    for state in ("failed", "quarantined", "missing"):
+        there = (status == state) & ~short
+        if there.any():
+            whys = dict.fromkeys(table["message"].values[there])
+            _say(f"warning: {there.sum()} cells {state}: {'; '.join(list(whys)[:3])}")
+    _say(f"{np.sum(status == 'ok')} cells in {out / 'study.nc'}")
+    if as_json:
+        print(json.dumps(told(table), indent=2))
+
+
+@app.command
 def predict(
     checkpoint: Path,
     *paths: Paths,
@@ -264,6 +382,27 @@ def _fail(reason: str) -> NoReturn:
     """One sentence on one line, and the exit code of what cannot be used."""
     _say(f"neurofuse: error: {' '.join(reason.split())}")
     sys.exit(2)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _levels(text: str, kinds: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
+    """Levels by kind from `a,b,c` (for all kinds), `KIND=a,b,c;KIND=a,b,c`, or `auto`."""
+    from neurofuse.recording import NeurofuseError
+
+    out: dict[str, tuple[float, ...]] = {}
+    for part in text.split(";") if text != "auto" else ():
+        kind, equals, numbers = part.rpartition("=")
+        try:
+            levels = tuple(float(x) for x in numbers.split(","))
+        except ValueError:
+            raise NeurofuseError(
+                f"--levels takes 'auto', numbers such as 0.1,0.2,0.4, or KIND=0.1,0.2;KIND=1,2, got '{text}'."
+            ) from None
+        out |= {kind.strip(): levels} if equals else dict.fromkeys(kinds, levels)
+    return out
 
 
 def _load(paths: tuple[str, ...], source: Source) -> Recording:

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from neurofuse.decoders.contract import Decoded, Decoder
@@ -143,9 +144,7 @@ def decode_recording(
     config = config or DecodeConfig()
     seconds: dict[str, float] = {}
     rng = np.random.default_rng([config.seed, 11])
-    _check_decodable(recording)
-    _check_overlap(recording)
-    recording = _near_movement(recording)
+    recording = decodable(recording)
     recording, jitter, drawn = _misalign(recording, config, rng)
     known = (truths or {}) | drawn
     with _timed(seconds, "features"):
@@ -249,9 +248,7 @@ def prepare(recording: Recording, config: DecodeConfig, *, fitted: Decoder | Non
         if not isinstance(stream, Signal) or stream.kind != "lfp":
             streams.append(stream)
             continue
-        if stream.rate_hz > 2.5 * LFP_RATE_HZ:
-            stream = resample(stream, LFP_RATE_HZ, causal=config.causal)
-        table = channel_quality(stream)
+        stream, table = judged(stream, causal=config.causal)
         quality += [_plain(row) for row in table.to_dict("records")]
         bad = table[table["bad"]]
         if len(bad):
@@ -261,6 +258,13 @@ def prepare(recording: Recording, config: DecodeConfig, *, fitted: Decoder | Non
         kept = drop_bad(stream, table) if fitted is None else _known_channels(stream, fitted)
         streams.append(lfp_features(kept, config=options))
     return _Prepared(recording.but(streams=tuple(streams)), options, quality, warnings)
+
+
+def judged(signal: Signal, *, causal: bool) -> tuple[Signal, pd.DataFrame]:
+    """LFP at a rate that features need no more of, and what each of its channels is worth."""
+    if signal.rate_hz > 2.5 * LFP_RATE_HZ:
+        signal = resample(signal, LFP_RATE_HZ, causal=causal)
+    return signal, channel_quality(signal)
 
 
 def _known_channels(signal: Signal, fitted: Decoder) -> Signal:
@@ -348,6 +352,19 @@ def alignment_table(
     return table if np.isfinite(table["true_lag_s"]).any() else table.drop_vars("true_lag_s")
 
 
+def decodable(recording: Recording) -> Recording:
+    """Refuse what cannot be decoded, and leave out what was recorded far from the movement.
+
+    Raises
+    ------
+    NeurofuseError
+        The sentence says what is missing, and what would help.
+    """
+    _check_decodable(recording)
+    _check_overlap(recording)
+    return _near_movement(recording)
+
+
 def _check_decodable(recording: Recording) -> None:
     if recording.movement is None:
         raise NeurofuseError(
@@ -400,9 +417,7 @@ def _misalign(
 def _check_reach(law: LagLaw, recording: Recording, config: DecodeConfig) -> None:
     """Refuse a lag beyond the search range, which would be cut off there and so not be the one asked for."""
     max_lag_s = MAX_LAG_S if config.max_lag_s is None else config.max_lag_s
-    level_s = abs(law.level)
-    if law.unit == "ppm":
-        level_s *= 1e-6 * (recording.span_s[1] - recording.span_s[0]) / 2
+    level_s = law.reach_s(recording.span_s[1] - recording.span_s[0])
     if level_s > max_lag_s * (1 + 1e-6):
         raise NeurofuseError(
             f"jitter '{law}' moves the clock by {level_s:.3g} s, beyond the search range of +-{max_lag_s:g} s; "

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 # In flow order; a module may import those above it, and its neighbours in its own folder.
 FLOW = [
     "recording",
+    "theory",
     "storage",
     "jitters",
     "simulate",
@@ -23,6 +24,11 @@ FLOW = [
     "scores",
     "spotlight",
     "decode",
+    "engines",
+    "evidence",
+    "levels",
+    "cells",
+    "study",
     "figures",
     "report",
     "results",
@@ -40,8 +46,10 @@ HEAVY = {
     "matplotlib": {"neurofuse.figures", "neurofuse.report"},
     "jinja2": {"neurofuse.report"},
     "cyclopts": {"neurofuse.cli"},
+    "distributed": {"neurofuse.engines"},
+    "dask": set(),
 }
-LAZY = ("torch", "mne", "neo", "pynwb", "sklearn", "matplotlib")
+LAZY = ("torch", "mne", "neo", "pynwb", "sklearn", "matplotlib", "distributed")
 
 
 def modules():
