@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-# Public name -> the module that defines it. `load` and `info` live in the sibling package.
+# Public name -> the module that defines it. `load`, `info` and `fetch` live in the sibling package.
 _PUBLIC = {
     "DecodeConfig": "neurofuse.decode",
     "decode_recording": "neurofuse.decode",
@@ -37,6 +37,7 @@ _PUBLIC = {
     "split_units": "neurofuse.recording",
     "load": "data_loaders",
     "info": "data_loaders",
+    "fetch": "data_loaders.fetch",
 }
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "attention",
     "contribution",
     "decode_recording",
+    "fetch",
     "info",
     "load",
     "make_decoder",
@@ -70,6 +72,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from data_loaders import info, load
+    from data_loaders.fetch import fetch
     from neurofuse.cells import StudyConfig
     from neurofuse.decode import DecodeConfig, decode_recording
     from neurofuse.decoders.contract import Decoder

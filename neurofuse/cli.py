@@ -351,6 +351,30 @@ def convert(
     _say(f"wrote {out}")
 
 
+@app.command
+def fetch(
+    name: Annotated[str | None, Parameter(help="A data set; without it all are listed.")] = None,
+    *,
+    file: Annotated[str | None, Parameter(help="Another file of the set, as its archive names it.")] = None,
+    out: Annotated[Path | None, Parameter(help="Folder to keep it in (the user's cache).")] = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")] = False,
+) -> None:
+    """Download a public recording, checked where its archive publishes a checksum, or list what there is."""
+    from data_loaders.fetch import RECIPES, recipe
+
+    if name is None:
+        rows = [asdict(r) | {"load": dict(r.load), "checksum": r.checksum} for r in RECIPES.values()]
+        listing = "\n".join(f"{r.name:18s}{r.what} [{r.licence}; {r.checksum}]" for r in RECIPES.values())
+        print(json.dumps(rows, indent=2) if as_json else listing)
+        return
+    chosen = recipe(name)
+    path = neurofuse.fetch(name, file=file, folder=out, progress=True)
+    options = " ".join(f"--{key} {value}" for key, value in chosen.load)
+    _say(f"licence: {chosen.licence}; cite: {chosen.citation}")
+    _say(f"go on with: neurofuse {'decode' if options else 'info'} {path} {options}".rstrip())
+    print(json.dumps({"path": str(path)}) if as_json else path)
+
+
 def main(tokens: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     from neurofuse.recording import NeurofuseError

@@ -43,13 +43,14 @@ HEAVY = {
     "neo": {"data_loaders"},
     "pynwb": {"data_loaders"},
     "nixio": {"data_loaders"},
+    "pooch": {"data_loaders"},
     "matplotlib": {"neurofuse.figures", "neurofuse.report"},
     "jinja2": {"neurofuse.report"},
     "cyclopts": {"neurofuse.cli"},
     "distributed": {"neurofuse.engines"},
     "dask": set(),
 }
-LAZY = ("torch", "mne", "neo", "pynwb", "sklearn", "matplotlib", "distributed")
+LAZY = ("torch", "mne", "neo", "pynwb", "pooch", "sklearn", "matplotlib", "distributed")
 
 
 def modules():
