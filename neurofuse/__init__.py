@@ -34,6 +34,9 @@ _PUBLIC = {
     "Spikes": "neurofuse.recording",
     "open_recording": "neurofuse.storage",
     "save_recording": "neurofuse.storage",
+    "Threshold": "neurofuse.threshold",
+    "threshold_of": "neurofuse.threshold",
+    "thresholds": "neurofuse.threshold",
     "split_units": "neurofuse.recording",
     "load": "data_loaders",
     "info": "data_loaders",
@@ -52,6 +55,7 @@ __all__ = [
     "Signal",
     "Spikes",
     "StudyConfig",
+    "Threshold",
     "Windows",
     "__version__",
     "attention",
@@ -67,6 +71,8 @@ __all__ = [
     "save_recording",
     "split_units",
     "spotlight_scores",
+    "threshold_of",
+    "thresholds",
     "tokenize",
 ]
 
@@ -83,6 +89,7 @@ if TYPE_CHECKING:
     from neurofuse.spotlight import attention, contribution, spotlight_scores
     from neurofuse.storage import open_recording, save_recording
     from neurofuse.study import run_study
+    from neurofuse.threshold import Threshold, threshold_of, thresholds
     from neurofuse.tokens import tokenize
     from neurofuse.windows import Windows
 

@@ -243,6 +243,7 @@ def study(
 
     from neurofuse.cells import BASE_LAG, StudyConfig, check_config
     from neurofuse.recording import NeurofuseError
+    from neurofuse.results import save_study_report, save_thresholds
     from neurofuse.study import run_study, told
 
     kinds = _names(jitter)
@@ -288,9 +289,16 @@ def study(
         if there.any():
             whys = dict.fromkeys(table["message"].values[there])
             _say(f"warning: {there.sum()} cells {state}: {'; '.join(list(whys)[:3])}")
-    _say(f"{np.sum(status == 'ok')} cells in {out / 'study.nc'}")
+    found = save_thresholds(out, table)
+    for note in found["notes"]:
+        _say(f"warning: no thresholds of {note}")
+    page = save_study_report(out, table, found)
+    for one in found["thresholds"]:
+        if one["method"] == "isotonic":
+            _say(_threshold_said(one))
+    _say(f"{np.sum(status == 'ok')} cells in {out / 'study.nc'}; read {page}")
     if as_json:
-        print(json.dumps(told(table), indent=2))
+        print(json.dumps(told(table) | {"thresholds": found["thresholds"]}, indent=2))
 
 
 @app.command
@@ -406,6 +414,19 @@ def _fail(reason: str) -> NoReturn:
     """One sentence on one line, and the exit code of what cannot be used."""
     _say(f"neurofuse: error: {' '.join(reason.split())}")
     sys.exit(2)
+
+
+def _threshold_said(one: dict[str, Any]) -> str:
+    """One threshold on one line."""
+    unit = "" if one["unit"] == "1" else f" {one['unit']}"
+    if one["measured"] is None:
+        level = f"censored ({one['censored']} the levels tried)" if one["levels"] else "not measured"
+    else:
+        low, high = (("?" if x is None else f"{x:.3g}") for x in one["ci95"] or (None, None))
+        level = f"{one['measured']:.3g}{unit} (95 % {low} to {high})"
+    predicted = "" if one["predicted"] is None else f", predicted {one['predicted']:.3g}{unit}"
+    name = f"{one['model']}, {one['kind']}, {one['protocol']}, {one['quantity']}"
+    return f"{name}: {level}{predicted}, {one['n_seeds']} seeds"
 
 
 def _names(text: str) -> tuple[str, ...]:

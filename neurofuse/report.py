@@ -154,15 +154,28 @@ def write_report(
         "line": _line_remark(metrics),
         "streams": [] if recording is None else _stream_rows(recording),
         "scored": _scoring(metrics, prediction, alignment),
-        "settings": list(_flat(metrics.get("settings") or {})),
+        "settings": list(flat(metrics.get("settings") or {})),
         "provenance": [str(p) for p in metrics.get("provenance") or ()],
         "version": str(metrics.get("version") or ""),
     }
-    source = resources.files("neurofuse").joinpath("report.html.j2").read_text(encoding="utf-8")
+    return write_page(path, "report.html.j2", page)
+
+
+def write_page(path: str | Path, template: str, page: Mapping[str, Any]) -> Path:
+    """Fill a template of ours and write the page, whole or not at all."""
+
+    def source(name: str) -> str:
+        return resources.files("neurofuse").joinpath(name).read_text(encoding="utf-8")
+
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(source),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    html = environment.from_string(source).render(page)
+    html = environment.get_template(template).render(page)
+    path = Path(path)
     with whole_file(path) as partial:
         # A file name that is not UTF-8 reaches us with lone surrogates, which no encoding can write.
         partial.write_text(html, encoding="utf-8", errors="replace")
@@ -180,14 +193,14 @@ def _figures(
         k: [] for k in ("scores", "decoded", "trajectory", "lag", "attention", "training", "recording")
     }
     if metrics.get("r2"):
-        with _drawn(out["scores"], 4.6, 2.7, "R² of the decoder and of ridge, for every axis") as figure:
+        with drawn(out["scores"], 4.6, 2.7, "R² of the decoder and of ridge, for every axis") as figure:
             plot_scores(metrics, ax=figure.subplots())
     if prediction.sizes.get("time", 0):
         time_s = prediction["time"].values
         n_axes = prediction.sizes["axis"]
         start_s, stop_s, said = _excerpt(time_s, DECODED_S)
         caption = f"{said} Gaps are left empty."
-        with _drawn(
+        with drawn(
             out["decoded"], 8.6, 0.8 + 1.55 * n_axes, "True and decoded movement over time", caption
         ) as figure:
             panels = figure.subplots(n_axes, 1, sharex=True, squeeze=False)[:, 0]
@@ -196,7 +209,7 @@ def _figures(
         if n_axes > 2:
             said += " Only the first two axes are drawn."
         alt = "Path through the first two axes" if n_axes > 1 else "Decoded against true movement"
-        with _drawn(out["trajectory"], 5.2, 4.6, alt, said) as figure:
+        with drawn(out["trajectory"], 5.2, 4.6, alt, said) as figure:
             plot_trajectory(prediction, start_s=start_s, stop_s=stop_s, ax=figure.subplots())
     if alignment is not None:
         start_s, stop_s, said = _excerpt(alignment["time"].values, ATTENTION_S)
@@ -205,17 +218,17 @@ def _figures(
                 f"Lag of clock '{clock}' over the test time: an event at reference time t is stamped t + lag."
             )
             if {"lag_mean_s", "lag_q05_s", "lag_q95_s"} <= set(alignment):
-                with _drawn(out["lag"], 8.6, 2.9, f"Lag of clock {clock} over time", caption) as figure:
+                with drawn(out["lag"], 8.6, 2.9, f"Lag of clock {clock} over time", caption) as figure:
                     plot_lag(alignment, clock=clock, ax=figure.subplots())
             if "posterior" in alignment:
                 caption = f"Posterior over the lag of clock '{clock}' at every moment. {said}"
-                with _drawn(out["attention"], 8.6, 3.2, f"Lag posterior of clock {clock}", caption) as figure:
+                with drawn(out["attention"], 8.6, 3.2, f"Lag posterior of clock {clock}", caption) as figure:
                     panel = figure.subplots()
                     plot_attention(alignment, clock=clock, start_s=start_s, stop_s=stop_s, ax=panel)
     history = metrics.get("history") or {}
     losses = [x for name in ("train", "validation") for x in (history.get(name) or ())[1:]]
     if any(_finite(x) is not None for x in losses):  # one epoch is a dot, and says nothing
-        with _drawn(out["training"], 5.2, 2.5, "Loss after every epoch") as figure:
+        with drawn(out["training"], 5.2, 2.5, "Loss after every epoch") as figure:
             plot_training(history, ax=figure.subplots())
     if recording is not None and (recording.streams or recording.movement is not None):
         first_s, last_s = recording.span_s
@@ -227,14 +240,14 @@ def _figures(
         if stop_s > first_s:
             shown_s = f"{stop_s - first_s:.3g} s"
             caption = f"{shown_s} of the recording as it was given; every stream is drawn on its own clock."
-            with _drawn(out["recording"], 8.6, 0.5 + 1.6 * n, "Streams and movement", caption) as figure:
+            with drawn(out["recording"], 8.6, 0.5 + 1.6 * n, "Streams and movement", caption) as figure:
                 panels = figure.subplots(n, 1, sharex=True, squeeze=False)[:, 0]
                 plot_recording(recording, start_s=first_s, stop_s=stop_s, ax=panels)
     return out
 
 
 @contextmanager
-def _drawn(
+def drawn(
     into: list[dict[str, str]], width_in: float, height_in: float, alt: str, caption: str = ""
 ) -> Iterator[Figure]:
     """A figure to draw on; once drawn it is added to `into` as a PNG inside a data URI."""
@@ -411,12 +424,12 @@ def _scoring(metrics: Mapping[str, Any], prediction: xr.Dataset, alignment: xr.D
     return said
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Nested settings as dotted names, in order."""
     for key, value in settings.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{name}.")
+            yield from flat(value, f"{name}.")
         elif isinstance(value, Sequence) and not isinstance(value, str):
             yield name, ", ".join(map(str, value)) or "none"
         else:

@@ -1,17 +1,24 @@
-"""In: what a decode found. Out: a folder of files that stand by themselves, and the settings read back."""
+"""In: what a decode or a study found. Out: files that stand by themselves, and the settings read back."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import xarray as xr
 
 from neurofuse.decode import DecodeConfig, DecodeResult
 from neurofuse.recording import NeurofuseError
 from neurofuse.report import write_report
+from neurofuse.storage import whole_file
+from neurofuse.study_report import write_study_report
+from neurofuse.threshold import Method, Quantity, thresholds
+
+THRESHOLD_LAYOUT = "neurofuse-threshold-1"
 
 
 def save_result(result: DecodeResult, folder: Path) -> None:
@@ -60,6 +67,38 @@ def save_tables(
     if alignment is not None:
         packed = {"posterior": {"zlib": True, "complevel": 4}}
         alignment.to_netcdf(folder / "alignment.nc", engine="h5netcdf", encoding=packed)
+
+
+def save_thresholds(folder: Path, study: xr.Dataset) -> dict[str, Any]:
+    """Write `threshold.json`: every critical level that the table of a study gives, and return what it holds.
+
+    `thresholds` holds one entry a quantity (the gain between the references where they are there, the rate of hits
+    where a lag is looked for), method ("isotonic", the one to quote; "theory"; "knee"), decoder, kind and protocol;
+    `notes` says why some are not there.
+    """
+    entries: list[dict[str, Any]] = []
+    notes: dict[str, None] = {}
+    for quantity, method in product(get_args(Quantity), get_args(Method)):
+        try:
+            found = thresholds(study, quantity=quantity, method=method)
+        except NeurofuseError as error:
+            notes[f"{quantity}: {error}"] = None
+            continue
+        entries += [{"quantity": quantity, "method": method} | one.as_dict() for one in found]
+    out = {"layout": THRESHOLD_LAYOUT, "thresholds": entries, "notes": list(notes)}
+    with whole_file(folder / "threshold.json") as partial:
+        partial.write_text(json.dumps(out, indent=2, allow_nan=False), encoding="utf-8")
+    return out
+
+
+def save_study_report(folder: Path, study: xr.Dataset, found: Mapping[str, Any]) -> Path:
+    """Write `report.html` of a study from its table, its thresholds and the lag maps beside it."""
+    kept = folder / "maps.nc"
+    maps = xr.load_dataset(kept, engine="h5netcdf") if kept.exists() else None
+    notes = [f"No thresholds of {note}" for note in found["notes"]]
+    return write_study_report(
+        folder / "report.html", study=study, thresholds=found["thresholds"], maps=maps, notes=notes
+    )
 
 
 def _card(result: DecodeResult) -> str:

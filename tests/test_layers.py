@@ -29,8 +29,10 @@ FLOW = [
     "levels",
     "cells",
     "study",
+    "threshold",
     "figures",
     "report",
+    "study_report",
     "results",
     "cli",
 ]

@@ -16,9 +16,10 @@ import xarray as xr
 from neurofuse import cells
 from neurofuse.cells import StudyConfig, config_from, generator, jittered_tokens, packed_recording, run_task
 from neurofuse.cli import main
-from neurofuse.engines import read_record
+from neurofuse.engines import Record, read_record
 from neurofuse.levels import AROUND, Levels, largest, plan_levels
 from neurofuse.recording import NeurofuseError, Recording
+from neurofuse.results import save_thresholds
 from neurofuse.simulate import SimulationConfig, simulate
 from neurofuse.storage import save_recording
 from neurofuse.study import collect, plan_tasks, run_study
@@ -329,6 +330,9 @@ def test_the_command_line_survives_being_killed_and_prints_the_table(two, tmp_pa
     said = capsys.readouterr()
     assert json.loads(said.out)["dims"] == ["model", "kind", "level", "seed", "protocol"]
     assert "levels of delete: given" in said.err
+    # Three levels, no references, and a decoder that looks for no lag: told, not guessed.
+    assert json.loads((out / "threshold.json").read_text())["thresholds"] == []
+    assert "a gain is measured between 'early' and 'oracle'" in said.err
     config = replace(CHEAP, kinds=("delete",), levels={"delete": (0.3, 0.5, 0.7)}, n_steps=None)
     undisturbed = run_study(two, config=config, jobs=0)
     kept = xr.open_dataset(out / "study.nc", engine="h5netcdf").load()
@@ -336,6 +340,38 @@ def test_the_command_line_survives_being_killed_and_prints_the_table(two, tmp_pa
     undisturbed.attrs.pop("recording")
     assert same(kept, undisturbed)
     assert not list(out.rglob(".partial-*"))
+
+
+def test_thresholds_are_written_with_what_was_predicted(two, tmp_path):
+    """Curves of known half, in the shape of a study's table."""
+    config = replace(
+        CHEAP, decoders=("ridge",), references=True, kinds=("delete",), levels={"delete": (0.1,)}
+    )
+    values = tuple(np.geomspace(0.05, 0.8, 10))
+    plan = {"delete": Levels(values, "1", 0.2, "given")}
+    tasks = plan_tasks(replace(config, levels={"delete": values}))
+
+    def record(task):
+        level = task.coordinates["tests"][0][2]
+        left = 1 / (1 + (level / 0.2) ** 6)
+        r2 = {"early": 0.2, "oracle": 0.8, "ridge": 0.2 + 0.6 * left}[task.coordinates["model"]]
+        cell = {"kind": "delete", "level": task.coordinates["tests"][0][1], "r2": [r2, r2]}
+        return Record("ok", "", {"cells": [cell], "maps": []})
+
+    table = collect(config, plan, tasks, {t.key: record(t) for t in tasks}, axes=("x", "y"))
+    save_thresholds(tmp_path, table)
+    found = json.loads((tmp_path / "threshold.json").read_text())["thresholds"]
+    one = next(f for f in found if f["method"] == "isotonic" and f["quantity"] == "gain")
+    assert (one["model"], one["kind"], one["protocol"], one["n_seeds"]) == (
+        "ridge",
+        "delete",
+        "train-matched",
+        2,
+    )
+    assert one["measured"] == pytest.approx(0.2, rel=0.05)
+    assert one["kappa"] == pytest.approx(1.0, rel=0.05)
+    assert one["censored"] is None
+    assert {"ci95", "predicted", "criterion"} <= set(one)
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ class HiddenDrops(Jitter):
     """A logger loses bursts of samples and does not notice: all that follows is stamped too early.
 
     Bursts begin at random, `level / burst_s` times a second, and every stream of the clock loses the same ones. A
-    burst is rounded to whole samples of the slowest stream, and is one sample at least; the truth tells which were lost.
+    burst is rounded to whole samples of the slowest stream, and is one sample at least; the truth has all of them.
 
     Parameters
     ----------

@@ -434,15 +434,15 @@ LAWS: dict[str, type[LagLaw]] = {
         WindowLag,
         Offset,
         Skew,
-        OffsetSkew,
         Walk,
-        Diffusion,
         Jumps,
+        Wander,
+        Roam,
+        OffsetSkew,
+        Diffusion,
         Hops,
         Sinusoid,
         Warp,
-        Wander,
-        Roam,
     )
 }
 

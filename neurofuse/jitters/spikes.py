@@ -230,7 +230,7 @@ class OrderedSpikes(SpikeJitter):
 
     def change(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[Spikes, Moved, dict[str, Any]]:
         """Uniform between half-way bounds."""
-        by_unit = np.argsort(spikes.unit, kind="stable")
+        by_unit = _by_unit(spikes)
         times_s, unit = spikes.times_s[by_unit], spikes.unit[by_unit]
         lo_s, hi_s = (np.broadcast_to(x, unit.shape) for x in _stretch_of(spikes.times_s, spikes.support))
         room_s = np.where(np.diff(unit) == 0, np.diff(times_s) - self.refractory_s, np.inf)
@@ -360,7 +360,7 @@ class DeadTime(SpikeJitter):
 
     def change(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[Spikes, Moved, dict[str, Any]]:
         """Nothing is drawn."""
-        left = np.argsort(spikes.unit, kind="stable")
+        left = _by_unit(spikes)
         while left.size > 1:
             times_s, unit = spikes.times_s[left], spikes.unit[left]
             blind = np.append(False, (np.diff(unit) == 0) & (np.diff(times_s) < self.level))
@@ -466,6 +466,12 @@ def rebin(spikes: Spikes, counts: Signal) -> Signal:
 
 def _is_population(stream: Stream) -> bool:
     return isinstance(stream, Spikes) or stream.kind == "counts"
+
+
+def _by_unit(spikes: Spikes) -> IntArray:
+    """Order by unit, then by time. numpy sorts short integers by radix, in a fifth of the time."""
+    short = spikes.unit.astype(np.uint16) if spikes.n_units < 2**16 else spikes.unit
+    return np.argsort(short, kind="stable")
 
 
 def _stretch_of(times_s: FloatArray, support: FloatArray) -> tuple[FloatArray, FloatArray]:

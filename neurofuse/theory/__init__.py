@@ -1,6 +1,7 @@
 """In: noise, jitter and search range in physical units. Out: what an ideal observer still finds, and where it fails."""
 
 from neurofuse.theory.critical import (
+    CRITERIA,
     Criterion,
     critical_correlation,
     critical_deletion,
@@ -48,6 +49,7 @@ from neurofuse.theory.retrieval import (
 )
 
 __all__ = [
+    "CRITERIA",
     "Criterion",
     "aligned_r2",
     "anomaly_probability",

@@ -29,6 +29,7 @@ from neurofuse.theory.delay import (
 from neurofuse.theory.retrieval import m_of_n, positive
 
 Criterion = Literal["law", "half_hit", "half_gain", "anomaly_0.1", "leaves_bound"]
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 # phi(f, level): what a jitter of that level leaves of a frequency.
 Attenuation = Callable[[FloatArray, float], ArrayLike]
 
@@ -63,8 +64,8 @@ def critical_correlation(
     NeurofuseError
         If the criterion is unknown, or so few lags are searched that guessing already meets it.
     """
-    if criterion not in get_args(Criterion):
-        raise NeurofuseError(f"criterion must be one of {', '.join(get_args(Criterion))}, got '{criterion}'.")
+    if criterion not in CRITERIA:
+        raise NeurofuseError(f"criterion must be one of {', '.join(CRITERIA)}, got '{criterion}'.")
     bt, bw = time_bandwidth(bandwidth_hz, window_s, range_s, n_channels)
     if criterion == "law":
         return float(m_of_n(effective_keys(bandwidth_hz=bandwidth_hz, range_s=range_s)))
@@ -85,7 +86,7 @@ def critical_correlation(
             return float(np.log(error / bound / BOUND_FACTOR))
         return p - (0.5 if criterion == "half_hit" else 0.1)
 
-    grid = np.linspace(0.02, 0.9999 * np.sqrt(2 * bt), 400)
+    grid = np.linspace(0.02, 0.9999 * np.sqrt(2 * bt), 160)
     over = np.flatnonzero([excess(a) > 0 for a in grid])
     if not over.size or over[-1] == grid.size - 1:
         raise NeurofuseError(

@@ -32,7 +32,7 @@ def m_of_n(n_keys: ArrayLike) -> FloatArray:
     """Height that the tallest of the wrong keys exceeds half the time, in standard deviations of a score.
 
     `m(N) = Phi^-1(2^(-1/(N-1)))`, the median of the maximum of N - 1 independent standard normals. Its limit
-    sqrt(2 ln N) is 11 to 27 % too high for N = 512 to 32, so it is not used.
+    sqrt(2 ln N) is 18 to 31 % higher for N = 512 to 32, so it is not used.
 
     Parameters
     ----------
