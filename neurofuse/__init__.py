@@ -16,6 +16,10 @@ _PUBLIC = {
     "decode_recording": "neurofuse.decode",
     "Decoder": "neurofuse.decoders.contract",
     "make_decoder": "neurofuse.decoders.family",
+    "Jitter": "neurofuse.jitters.contract",
+    "JITTERS": "neurofuse.jitters.family",
+    "JitterTruth": "neurofuse.jitters.contract",
+    "parse_jitter": "neurofuse.jitters.family",
     "attention": "neurofuse.spotlight",
     "contribution": "neurofuse.spotlight",
     "spotlight_scores": "neurofuse.spotlight",
@@ -36,6 +40,9 @@ _PUBLIC = {
 __all__ = [
     "DecodeConfig",
     "Decoder",
+    "JITTERS",
+    "Jitter",
+    "JitterTruth",
     "Movement",
     "NeurofuseError",
     "Recording",
@@ -50,6 +57,7 @@ __all__ = [
     "load",
     "make_decoder",
     "open_recording",
+    "parse_jitter",
     "save_recording",
     "split_units",
     "spotlight_scores",
@@ -61,6 +69,8 @@ if TYPE_CHECKING:
     from neurofuse.decode import DecodeConfig, decode_recording
     from neurofuse.decoders.contract import Decoder
     from neurofuse.decoders.family import make_decoder
+    from neurofuse.jitters.contract import Jitter, JitterTruth
+    from neurofuse.jitters.family import JITTERS, parse_jitter
     from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes, split_units
     from neurofuse.spotlight import attention, contribution, spotlight_scores
     from neurofuse.storage import open_recording, save_recording

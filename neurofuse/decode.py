@@ -400,9 +400,7 @@ def _misalign(
 def _check_reach(law: LagLaw, recording: Recording, config: DecodeConfig) -> None:
     """Refuse a lag beyond the search range, which would be cut off there and so not be the one asked for."""
     max_lag_s = MAX_LAG_S if config.max_lag_s is None else config.max_lag_s
-    level_s = abs(law.level)
-    if law.unit == "ppm":
-        level_s *= 1e-6 * (recording.span_s[1] - recording.span_s[0]) / 2
+    level_s = law.reach_s(recording.span_s[1] - recording.span_s[0])
     if level_s > max_lag_s * (1 + 1e-6):
         raise NeurofuseError(
             f"jitter '{law}' moves the clock by {level_s:.3g} s, beyond the search range of +-{max_lag_s:g} s; "

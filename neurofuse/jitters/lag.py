@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.interpolate import make_interp_spline
+from scipy.special import j0
 
 from neurofuse.recording import (
     FloatArray,
@@ -67,6 +69,7 @@ class LagLaw:
 
     kind = ""
     unit = "s"
+    says = ""
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
         """Lag in seconds at each of `time_s` (a regular grid on the moved clock)."""
@@ -85,6 +88,18 @@ class LagLaw:
         time_s = step_s * np.arange(n_steps, dtype=np.float64)
         return np.stack([self.draw(time_s, rng=rng) for _ in range(n)]) if n else np.empty((0, n_steps))
 
+    def reach_s(self, span_s: float) -> float:
+        """How far the lag typically goes in a recording of `span_s` seconds."""
+        return abs(self.level)
+
+    def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
+        """Share of a coherence's amplitude at each frequency that one fixed alignment keeps; NaN if unknown.
+
+        The alignment lasts `span_s` seconds. It is the best one on average for laws that are alike at all times, and
+        that of the beginning for laws whose lag grows (`diffusion`, `hop`).
+        """
+        return np.full(np.shape(f_hz), np.nan)
+
     def __str__(self) -> str:
         return f"{self.kind}:{self.level:g}"
 
@@ -95,10 +110,15 @@ class NoLag(LagLaw):
 
     level: float = 0.0
     kind = "none"
+    says = "clocks agree"
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
         """Zero everywhere."""
         return np.zeros_like(time_s)
+
+    def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
+        """1."""
+        return np.ones(np.shape(f_hz))
 
 
 @dataclass(frozen=True)
@@ -110,11 +130,16 @@ class WindowLag(LagLaw):
 
     block_s: float = 3.0
     kind = "lag"
+    says = "one normal lag a window; level is its std"
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
         """Piecewise constant, one value a block."""
         block = np.floor((time_s - time_s[0]) / self.block_s).astype(int)
         return self.level * rng.standard_normal(block[-1] + 1)[block]
+
+    def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
+        """exp(-(2 pi f s)^2 / 2)."""
+        return _gaussian_phi(f_hz, self.level)
 
 
 @dataclass(frozen=True)
@@ -122,10 +147,15 @@ class Offset(LagLaw):
     """A constant lag of exactly `level` seconds."""
 
     kind = "offset"
+    says = "a constant lag of level"
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
         """`level` everywhere."""
         return np.full_like(time_s, self.level)
+
+    def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
+        """1: an alignment found once holds."""
+        return np.ones(np.shape(f_hz))
 
 
 @dataclass(frozen=True)
@@ -134,6 +164,7 @@ class Skew(LagLaw):
 
     kind = "skew"
     unit = "ppm"
+    says = "a clock that runs fast by level, right in the middle of the recording"
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
         """A straight line through zero at mid-recording."""
@@ -147,6 +178,14 @@ class Skew(LagLaw):
         sign = rng.choice([-1.0, 1.0], (n, 1))
         return sign * 1e-6 * self.level * (place_s + step_s * np.arange(n_steps))
 
+    def reach_s(self, span_s: float) -> float:
+        """Half the drift of the whole recording."""
+        return 0.5e-6 * abs(self.level) * span_s
+
+    def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
+        """|sinc(f eps T)|, the lag being uniform over eps T."""
+        return np.abs(np.sinc(np.asarray(f_hz) * 1e-6 * self.level * span_s))
+
 
 @dataclass(frozen=True)
 class Walk(LagLaw):
@@ -154,6 +193,7 @@ class Walk(LagLaw):
 
     return_s: float = 60.0
     kind = "walk"
+    says = "a lag that wanders and returns (Ornstein-Uhlenbeck); level is its std"
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
         """An Ornstein-Uhlenbeck path started from its stationary law."""
@@ -165,6 +205,10 @@ class Walk(LagLaw):
         push[0] = self.level * rng.standard_normal()
         return lfilter([1.0], [1.0, -keep], push)
 
+    def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
+        """exp(-(2 pi f s)^2 / 2)."""
+        return _gaussian_phi(f_hz, self.level)
+
 
 @dataclass(frozen=True)
 class Jumps(LagLaw):
@@ -172,6 +216,7 @@ class Jumps(LagLaw):
 
     every_s: float = 8.0
     kind = "jump"
+    says = "a lag that jumps to a fresh value now and then; level is the std of the values"
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
         """Piecewise constant, with exponential holding times."""
@@ -181,17 +226,26 @@ class Jumps(LagLaw):
         values = self.level * rng.standard_normal(n_jumps + 1)
         return values[np.searchsorted(edges, time_s, side="right")]
 
+    def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
+        """exp(-(2 pi f s)^2 / 2)."""
+        return _gaussian_phi(f_hz, self.level)
+
 
 @dataclass(frozen=True)
 class Wander(LagLaw):
     """What two free-running loggers do on a bad day: a fixed offset, a slow walk, and a jump now and then."""
 
     kind = "wander"
+    says = "an offset of level, a walk of half that std, jumps of that std"
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
         """Offset `level`, plus a walk of half that size, plus jumps of the same size every 20 s or so."""
         walk = Walk(0.5 * self.level).draw(time_s, rng=rng)
         return self.level + walk + Jumps(self.level, every_s=20.0).draw(time_s, rng=rng)
+
+    def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
+        """exp(-(2 pi f)^2 1.25 s^2 / 2), walk and jumps being independent."""
+        return _gaussian_phi(f_hz, np.sqrt(1.25) * self.level)
 
 
 @dataclass(frozen=True)
@@ -205,6 +259,7 @@ class Roam(LagLaw):
     fast: float = 0.1
 
     kind = "roam"
+    says = "any lag up to level, standing, drifting or jumping"
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
         """Uniform in [-level, level] at the start, reflected at the ends."""
@@ -216,12 +271,179 @@ class Roam(LagLaw):
             lag_s += speed * np.sqrt(step_s) * np.cumsum(rng.standard_normal(time_s.size))
         elif way == 2:
             lag_s[rng.integers(time_s.size) :] = rng.uniform(-self.level, self.level)
-        # A triangle wave folds any value into the range.
-        return self.level - np.abs((lag_s + self.level) % (4 * self.level) - 2 * self.level)
+        return _folded(lag_s, self.level)
+
+    def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
+        """|sinc(2 f level)|: at any moment the lag is uniform."""
+        return np.abs(np.sinc(2 * np.asarray(f_hz) * self.level))
+
+
+@dataclass(frozen=True)
+class OffsetSkew(LagLaw):
+    """A clock that was set `set_s` seconds before the recording began and has run fast by `level` ppm since."""
+
+    set_s: float = 600.0
+
+    kind = "offset-skew"
+    unit = "ppm"
+    says = "a clock set ten minutes before the recording that runs fast by level"
+
+    def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
+        """A straight line that is not zero at the start."""
+        return 1e-6 * self.level * (self.set_s + time_s - time_s[0])
+
+    def sections(
+        self, n: int, n_steps: int, *, step_s: float, span_s: float, rng: np.random.Generator
+    ) -> FloatArray:
+        """Pieces of the line, of either sign."""
+        since_s = self.set_s + span_s * rng.uniform(0.0, 1.0, (n, 1))
+        sign = rng.choice([-1.0, 1.0], (n, 1))
+        return sign * 1e-6 * self.level * (since_s + step_s * np.arange(n_steps))
+
+    def reach_s(self, span_s: float) -> float:
+        """The lag at the end."""
+        return 1e-6 * abs(self.level) * (self.set_s + span_s)
+
+    def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
+        """|sinc(f eps T)|, as for a skew alone: an offset is found once."""
+        return Skew(self.level).phi(f_hz, span_s=span_s)
+
+
+@dataclass(frozen=True)
+class Diffusion(LagLaw):
+    """A pure random walk of the lag: its variance grows by `level` = q seconds squared a second.
+
+    It starts at zero and is reflected at +-`within_s`, so that what a study varies is the speed and not how far the
+    lag ends up. Speed in s per square root of a second is sqrt(q).
+    """
+
+    within_s: float = 0.5
+
+    kind = "diffusion"
+    unit = "s^2/s"
+    says = "a lag that walks at random; level is the growth of its variance"
+
+    def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
+        """Brownian, zero at the start."""
+        steps = np.sqrt(self.level * np.diff(time_s)) * rng.standard_normal(max(0, time_s.size - 1))
+        return _folded(np.concatenate([[0.0], np.cumsum(steps)])[: time_s.size], self.within_s)
+
+    def sections(
+        self, n: int, n_steps: int, *, step_s: float, span_s: float, rng: np.random.Generator
+    ) -> FloatArray:
+        """Looks at a walk that has been going on for a random part of the recording."""
+        gone_s = span_s * rng.uniform(0.0, 1.0, (n, 1))
+        steps = np.sqrt(self.level * step_s) * rng.standard_normal((n, n_steps))
+        start = np.sqrt(self.level * gone_s) * rng.standard_normal((n, 1))
+        return _folded(start + np.cumsum(steps, axis=1), self.within_s)
+
+    def reach_s(self, span_s: float) -> float:
+        """Std of the lag at the end, or where it is reflected."""
+        return float(min(np.sqrt(self.level * span_s), self.within_s))
+
+    def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
+        """(1 - e^-a) / a, a = (2 pi f)^2 q T / 2, while the walk stays clear of its ends (q T << within^2)."""
+        return _mean_decay(0.5 * (2 * np.pi * np.asarray(f_hz)) ** 2 * self.level * span_s)
+
+
+@dataclass(frozen=True)
+class Hops(LagLaw):
+    """A lag that hops by N(0, level) from where it is, `rate_hz` times a second on average, starting at zero.
+
+    It is reflected at +-`within_s`. `jump` draws a fresh lag instead.
+    """
+
+    rate_hz: float = 0.1
+    within_s: float = 0.5
+
+    kind = "hop"
+    says = "a lag that hops away from where it is now and then; level is the std of a hop"
+
+    def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
+        """Compound Poisson."""
+        span_s = float(time_s[-1] - time_s[0])
+        edges = time_s[0] + np.sort(rng.uniform(0, span_s, rng.poisson(self.rate_hz * span_s)))
+        at = np.concatenate([[0.0], np.cumsum(self.level * rng.standard_normal(edges.size))])
+        return _folded(at[np.searchsorted(edges, time_s, side="right")], self.within_s)
+
+    def sections(
+        self, n: int, n_steps: int, *, step_s: float, span_s: float, rng: np.random.Generator
+    ) -> FloatArray:
+        """Looks at a lag that has hopped for a random part of the recording."""
+        n_hops = rng.poisson(self.rate_hz * step_s, (n, n_steps))
+        n_hops[:, :1] += rng.poisson(self.rate_hz * span_s * rng.uniform(0.0, 1.0, (n, 1)))
+        hops = self.level * np.sqrt(n_hops) * rng.standard_normal((n, n_steps))
+        return _folded(np.cumsum(hops, axis=1), self.within_s)
+
+    def reach_s(self, span_s: float) -> float:
+        """Std of the lag at the end, or where it is reflected."""
+        return float(min(self.level * np.sqrt(self.rate_hz * span_s), self.within_s))
+
+    def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
+        """(1 - e^-k) / k, k = r T (1 - phi_hop(f)), while the lag stays clear of its ends."""
+        return _mean_decay(self.rate_hz * span_s * (1 - _gaussian_phi(f_hz, self.level)))
+
+
+@dataclass(frozen=True)
+class Sinusoid(LagLaw):
+    """A lag that swings by +-`level` once every `period_s`, from a random phase, as with temperature or breathing."""
+
+    period_s: float = 20.0
+
+    kind = "sinusoid"
+    says = "a lag that swings; level is its amplitude"
+
+    def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
+        """A sine."""
+        return self.level * np.sin(2 * np.pi * (time_s / self.period_s + rng.uniform()))
+
+    def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
+        """|J0(2 pi f L0)|, over whole periods or random phases."""
+        return np.abs(j0(2 * np.pi * np.asarray(f_hz) * self.level))
+
+
+@dataclass(frozen=True)
+class Warp(LagLaw):
+    """A smooth warp of time: a Gaussian process of std `level` and autocorrelation exp(-t^2 / (2 smooth_s^2))."""
+
+    smooth_s: float = 10.0
+
+    kind = "warp"
+    says = "a lag that bends smoothly; level is its std"
+
+    def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
+        """White noise under a Gaussian of smooth_s / sqrt 2, drawn on a coarse grid and interpolated."""
+        step_s = self.smooth_s / 20
+        n = int(np.ceil((time_s[-1] - time_s[0]) / step_s)) + 2
+        half = 80
+        kernel = np.exp(-((np.arange(-half, half + 1) / 20) ** 2))
+        white = rng.standard_normal(n + 2 * half)
+        smooth = np.convolve(white, kernel / np.sqrt((kernel**2).sum()), mode="valid")
+        grid_s = time_s[0] + step_s * np.arange(n)
+        return self.level * make_interp_spline(grid_s, smooth, k=min(3, n - 1))(time_s)
+
+    def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
+        """exp(-(2 pi f s)^2 / 2)."""
+        return _gaussian_phi(f_hz, self.level)
 
 
 LAWS: dict[str, type[LagLaw]] = {
-    law.kind: law for law in (NoLag, WindowLag, Offset, Skew, Walk, Jumps, Wander, Roam)
+    law.kind: law
+    for law in (
+        NoLag,
+        WindowLag,
+        Offset,
+        Skew,
+        OffsetSkew,
+        Walk,
+        Diffusion,
+        Jumps,
+        Hops,
+        Sinusoid,
+        Warp,
+        Wander,
+        Roam,
+    )
 }
 
 
@@ -245,9 +467,9 @@ def parse_law(text: str) -> LagLaw:
     if not np.isfinite(value):
         raise NeurofuseError(
             f"jitter '{text}' has no level; write {kind}:LEVEL with a number in {LAWS[kind].unit}, such as "
-            f"{kind}:{'30' if kind == 'skew' else '0.3'}."
+            f"{kind}:{'30' if LAWS[kind].unit == 'ppm' else '0.3'}."
         )
-    if value < 0 and kind not in ("offset", "skew"):
+    if value < 0 and kind not in ("offset", "skew", "offset-skew"):
         raise NeurofuseError(f"jitter '{text}': the level is a standard deviation and cannot be negative.")
     return LAWS[kind](value)
 
@@ -359,3 +581,22 @@ def _resample_content(signal: Signal, source_s: FloatArray) -> Signal:
         moved = values[nearest]
     data = signal.data.copy(data=moved).isel(time=np.flatnonzero(there))
     return replace(signal, data=data)
+
+
+def _folded(lag_s: FloatArray, level: float) -> FloatArray:
+    """Lags reflected at +-level, as often as needed: a triangle wave folds any value into the range."""
+    if level == 0:
+        return np.zeros_like(lag_s)
+    return level - np.abs((lag_s + level) % (4 * level) - 2 * level)
+
+
+def _gaussian_phi(f_hz: ArrayLike, std_s: float) -> FloatArray:
+    return np.exp(-0.5 * (2 * np.pi * np.asarray(f_hz) * std_s) ** 2)
+
+
+def _mean_decay(a: FloatArray) -> FloatArray:
+    """(1 - e^-a) / a, the mean of e^-a u over u in [0, 1]."""
+    a = np.asarray(a, dtype=np.float64)
+    return np.where(
+        a > 1e-12, -np.expm1(-a) / np.where(a > 1e-12, a, 1.0), np.where(np.isnan(a), np.nan, 1.0)
+    )

@@ -1,0 +1,500 @@
+"""In: spike times, or counts. Out: the same with timing errors, losses, intruders and wrong labels, and the truth.
+
+Counts are jittered as the spikes they stand for: each is placed at random inside its bin, jittered, and counted again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from neurofuse.jitters.contract import Done, Jitter, Moved, pick
+from neurofuse.recording import (
+    GAP_SAMPLES,
+    FloatArray,
+    IntArray,
+    NeurofuseError,
+    Recording,
+    Signal,
+    Spikes,
+    Stream,
+)
+
+Edge = Literal["reflect", "wrap", "drop"]
+
+
+@dataclass(frozen=True)
+class SpikeJitter(Jitter):
+    """A jitter of populations, by default of all of them.
+
+    Parameters
+    ----------
+    level : float
+    stream : str, optional
+        The one population to jitter.
+    """
+
+    level: float
+    stream: str | None = None
+
+    acts_on = "spikes"
+
+    def targets(self, recording: Recording) -> tuple[str, ...]:
+        """Every population, as spikes or as counts."""
+        found = [s for s in recording.streams if _is_population(s)]
+        names = pick(recording, self.stream, found, f"no spikes or counts for jitter '{self.kind}' to act on")
+        if not all(_is_population(recording[n]) for n in names):
+            raise NeurofuseError(
+                f"jitter '{self.kind}' acts on spikes, but '{names[0]}' holds LFP; choose one of "
+                f"{[s.name for s in found]}."
+            )
+        return names
+
+    def act(self, recording: Recording, streams: tuple[str, ...], *, rng: np.random.Generator) -> Done:
+        """Each population by itself."""
+        out: dict[str, Stream] = {}
+        moved: dict[str, Moved] = {}
+        realised: dict[str, Any] = {}
+        for name, own in zip(streams, rng.spawn(len(streams)), strict=True):
+            stream = recording[name]
+            # Placing counts in their bins takes draws of its own, the same ones at every level.
+            placing, acting = own.spawn(2)
+            spikes = stream if isinstance(stream, Spikes) else unbin(stream, rng=placing)
+            new, moved[name], told = self.change(spikes, rng=acting)
+            out[name] = new if isinstance(stream, Spikes) else rebin(new, stream)
+            realised.update({f"{name}: {k}": v for k, v in told.items()})
+        return Done(out, moved, realised)
+
+    def change(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[Spikes, Moved, dict[str, Any]]:
+        """The population afterwards, what became of each spike, and what else was drawn."""
+        raise TypeError(f"{type(self).__name__} does not say what it does to spikes.")
+
+
+@dataclass(frozen=True)
+class TimingJitter(SpikeJitter):
+    """Spikes move in time; subclasses draw by how much.
+
+    Parameters
+    ----------
+    edge : {"reflect", "wrap", "drop"}
+        What becomes of a spike that would leave its stretch of support: mirrored at the end, brought in at the other
+        end, or lost.
+    """
+
+    edge: Edge = "reflect"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.edge not in ("reflect", "wrap", "drop"):
+            raise NeurofuseError(
+                f"jitter '{self.kind}': the edge must be reflect, wrap or drop, got '{self.edge}'."
+            )
+
+    def displace(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[FloatArray, dict[str, Any]]:
+        """Seconds by which each spike wants to move, and what else was drawn."""
+        raise TypeError(f"{type(self).__name__} does not say by how much it moves spikes.")
+
+    def change(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[Spikes, Moved, dict[str, Any]]:
+        """Move, keep inside the support, sort."""
+        wanted_s, told = self.displace(spikes, rng=rng)
+        new_s = spikes.times_s + wanted_s
+        kept = hold_inside(spikes.times_s, new_s, spikes.support, self.edge)
+        if kept is None:
+            order = np.argsort(new_s, kind="stable")
+            return _taken(spikes, new_s, order), Moved(new_s - spikes.times_s, order), told
+        order = np.flatnonzero(kept)
+        order = order[np.argsort(new_s[order], kind="stable")]
+        gone = np.where(kept, new_s - spikes.times_s, np.nan)
+        return _taken(spikes, new_s, order), Moved(gone, order), told | {"n_lost": int((~kept).sum())}
+
+
+@dataclass(frozen=True)
+class GaussianSpikes(TimingJitter):
+    """Every spike moves by its own draw from N(0, level).
+
+    Phase locking falls by exp(-(2 pi f s)^2 / 2), the characteristic function of the displacement.
+    """
+
+    kind = "spike"
+    unit = "s"
+    says = "every spike moves by its own normal error; level is its std"
+
+    def displace(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[FloatArray, dict[str, Any]]:
+        """Normal."""
+        return self.level * rng.standard_normal(spikes.times_s.size), {}
+
+    def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
+        """exp(-(2 pi f s)^2 / 2)."""
+        return np.exp(-0.5 * (2 * np.pi * np.asarray(f_hz) * self.level) ** 2)
+
+
+@dataclass(frozen=True)
+class UniformSpikes(TimingJitter):
+    """Every spike moves by its own draw from U(-level, level): the dither of Date et al. (1998), as in elephant."""
+
+    kind = "spike-uniform"
+    unit = "s"
+    says = "every spike moves by its own uniform error; level is half its range"
+
+    def displace(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[FloatArray, dict[str, Any]]:
+        """Uniform."""
+        return self.level * rng.uniform(-1.0, 1.0, spikes.times_s.size), {}
+
+    def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
+        """|sinc(2 f w)|."""
+        return np.abs(np.sinc(2 * np.asarray(f_hz) * self.level))
+
+
+@dataclass(frozen=True)
+class LaplaceSpikes(TimingJitter):
+    """Every spike moves by its own draw from a Laplace law of std level: mostly little, now and then much."""
+
+    kind = "spike-laplace"
+    unit = "s"
+    says = "every spike moves by its own Laplace error; level is its std"
+
+    def displace(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[FloatArray, dict[str, Any]]:
+        """Laplace of scale level / sqrt 2."""
+        return self.level / np.sqrt(2) * rng.laplace(size=spikes.times_s.size), {}
+
+    def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
+        """1 / (1 + (2 pi f s)^2 / 2)."""
+        return 1 / (1 + 0.5 * (2 * np.pi * np.asarray(f_hz) * self.level) ** 2)
+
+
+@dataclass(frozen=True)
+class DelayUnits(TimingJitter):
+    """Every unit is late by a constant of its own from N(0, level), as along different cables or filters.
+
+    A unit by itself keeps its phase locking; phi is that of the units pooled.
+    """
+
+    kind = "unit-delay"
+    unit = "s"
+    says = "every unit is late by a constant of its own; level is the std over units"
+
+    def displace(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[FloatArray, dict[str, Any]]:
+        """One normal draw a unit."""
+        delay_s = self.level * rng.standard_normal(spikes.n_units)
+        return delay_s[spikes.unit], {"delay_s": delay_s}
+
+    def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
+        """exp(-(2 pi f s)^2 / 2), of many units pooled."""
+        return np.exp(-0.5 * (2 * np.pi * np.asarray(f_hz) * self.level) ** 2)
+
+
+@dataclass(frozen=True)
+class IntervalSpikes(SpikeJitter):
+    """Every spike is put anywhere in the bin of length level it lies in, as elephant's `jitter_spikes`.
+
+    Bins are counted from the start of each stretch of support; its last bin may be short. This is the interval jitter
+    of Amarasingham et al. (2012) J. Neurophysiol. 107:517. Rates on scales above a bin are kept.
+    """
+
+    kind = "spike-interval"
+    unit = "s"
+    says = "every spike is put anywhere in its bin; level is the bin"
+    edge = "no spike leaves its bin; the last bin of a stretch ends with it"
+
+    def change(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[Spikes, Moved, dict[str, Any]]:
+        """Draw anew inside the bins."""
+        left_s, right_s = _bins_of(spikes, self.level)
+        new_s = left_s + (right_s - left_s) * rng.uniform(0.0, 1.0, left_s.size)
+        order = np.argsort(new_s, kind="stable")
+        return _taken(spikes, new_s, order), Moved(new_s - spikes.times_s, order), {}
+
+    def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
+        """sinc(f w)^2: once for forgetting the place in the bin, once for drawing another."""
+        return np.sinc(np.asarray(f_hz) * self.level) ** 2
+
+
+@dataclass(frozen=True)
+class OrderedSpikes(SpikeJitter):
+    """Every spike moves by up to level, but not past the middle between it and its unit's neighbours.
+
+    Order is kept and no interval gets shorter than `refractory_s` unless it was. How far a spike can go depends on
+    the intervals, so there is no phi. (elephant's dither with a refractory period draws one spike after the other and
+    so lets a spike use what its neighbour left; that does not vectorise.)
+    """
+
+    refractory_s: float = 0.0
+
+    kind = "spike-ordered"
+    unit = "s"
+    says = "every spike moves uniformly by up to level without meeting its unit's neighbours"
+    edge = "no spike passes the end of its stretch"
+
+    def change(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[Spikes, Moved, dict[str, Any]]:
+        """Uniform between half-way bounds."""
+        by_unit = np.argsort(spikes.unit, kind="stable")
+        times_s, unit = spikes.times_s[by_unit], spikes.unit[by_unit]
+        lo_s, hi_s = (np.broadcast_to(x, unit.shape) for x in _stretch_of(spikes.times_s, spikes.support))
+        room_s = np.where(np.diff(unit) == 0, np.diff(times_s) - self.refractory_s, np.inf)
+        room_s = np.maximum(0.5 * room_s, 0.0)
+        to_left = np.minimum(self.level, np.append(np.inf, room_s))
+        to_right = np.minimum(self.level, np.append(room_s, np.inf))
+        to_left = np.minimum(to_left, np.maximum(times_s - lo_s[by_unit], 0.0))
+        to_right = np.minimum(to_right, np.maximum(hi_s[by_unit] - times_s, 0.0))
+        new_s = np.empty_like(times_s)
+        new_s[by_unit] = times_s - to_left + (to_left + to_right) * rng.uniform(0.0, 1.0, times_s.size)
+        order = np.argsort(new_s, kind="stable")
+        return _taken(spikes, new_s, order), Moved(new_s - spikes.times_s, order), {}
+
+
+@dataclass(frozen=True)
+class Quantise(SpikeJitter):
+    """Times are known to a tick of level only, and are told as the middle of it."""
+
+    kind = "quantise"
+    unit = "s"
+    says = "spike times are rounded to the middle of a tick; level is the tick"
+    edge = "ticks are counted from the start of each stretch; its last tick ends with it"
+
+    def change(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[Spikes, Moved, dict[str, Any]]:
+        """Round; nothing is drawn."""
+        left_s, right_s = _bins_of(spikes, self.level)
+        new_s = 0.5 * (left_s + right_s)
+        order = np.argsort(new_s, kind="stable")
+        return _taken(spikes, new_s, order), Moved(new_s - spikes.times_s, order), {}
+
+    def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
+        """|sinc(f w)|, where ticks and phase have no common period."""
+        return np.abs(np.sinc(np.asarray(f_hz) * self.level))
+
+
+@dataclass(frozen=True)
+class Delete(SpikeJitter):
+    """Every spike is missed with probability level. Locking stays; the rate, and with it the SNR, falls."""
+
+    kind = "delete"
+    unit = "1"
+    says = "spikes are missed at random; level is their share"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_share(self)
+
+    def change(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[Spikes, Moved, dict[str, Any]]:
+        """Keep those whose uniform draw is at or above the level, so that a higher level loses the same ones first."""
+        return _kept(spikes, rng.uniform(0.0, 1.0, spikes.times_s.size) >= self.level)
+
+    def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
+        """1."""
+        return np.ones(np.shape(f_hz))
+
+
+@dataclass(frozen=True)
+class Insert(SpikeJitter):
+    """Every unit gets false spikes at level times its own mean rate, at any time of its support."""
+
+    kind = "insert"
+    unit = "1"
+    says = "false spikes at random times; level is how many for each true one"
+
+    def change(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[Spikes, Moved, dict[str, Any]]:
+        """Poisson, uniform over the support."""
+        n_own = np.bincount(spikes.unit, minlength=spikes.n_units)
+        n_new = rng.poisson(self.level * n_own)
+        length_s = np.diff(spikes.support, axis=1)[:, 0]
+        knots = np.concatenate([[0.0], np.cumsum(length_s)])
+        place_s = knots[-1] * rng.uniform(0.0, 1.0, int(n_new.sum()))
+        row = np.clip(np.searchsorted(knots, place_s, side="right") - 1, 0, max(0, len(length_s) - 1))
+        false_s = (spikes.support[row, 0] + place_s - knots[row]) if len(length_s) else np.empty(0)
+        times_s = np.concatenate([spikes.times_s, false_s])
+        unit = np.concatenate([spikes.unit, np.repeat(np.arange(spikes.n_units), n_new)])
+        order = np.argsort(times_s, kind="stable")
+        source = np.where(order < spikes.times_s.size, order, -1)
+        new = replace(spikes, times_s=times_s[order], unit=unit[order])
+        return new, Moved(np.zeros(spikes.times_s.size), source), {"n_inserted": int(n_new.sum())}
+
+    def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
+        """1 / (1 + level): false spikes lock to nothing."""
+        return np.full(np.shape(f_hz), 1 / (1 + self.level))
+
+
+@dataclass(frozen=True)
+class Mislabel(SpikeJitter):
+    """Sorting errors: every spike is given, with probability level, to the one unit its own is confused with.
+
+    Units are confused in a random circle. The population as a whole keeps its locking, so there is no phi.
+    """
+
+    kind = "mislabel"
+    unit = "1"
+    says = "spikes are given to another unit, always the same one; level is their share"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_share(self)
+
+    def change(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[Spikes, Moved, dict[str, Any]]:
+        """Swap labels."""
+        if spikes.n_units < 2:
+            raise NeurofuseError(
+                f"jitter 'mislabel' needs two units to confuse, and '{spikes.name}' has {spikes.n_units}; "
+                "choose another population."
+            )
+        circle = rng.permutation(spikes.n_units)
+        partner = np.empty_like(circle)
+        partner[circle] = np.roll(circle, 1)
+        wrong = rng.uniform(0.0, 1.0, spikes.times_s.size) < self.level
+        new = replace(spikes, unit=np.where(wrong, partner[spikes.unit], spikes.unit))
+        told = {"partner": partner, "mislabelled": wrong, "n_mislabelled": int(wrong.sum())}
+        return new, Moved.unmoved(wrong.size), told
+
+
+@dataclass(frozen=True)
+class DeadTime(SpikeJitter):
+    """After each spike that it saw, a unit's detector is blind for level seconds (a non-paralysable dead time).
+
+    A Poisson unit of rate r is seen at r / (1 + r level).
+    """
+
+    kind = "dead-time"
+    unit = "s"
+    says = "a unit is blind after each spike; level is for how long"
+
+    def change(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[Spikes, Moved, dict[str, Any]]:
+        """Nothing is drawn."""
+        left = np.argsort(spikes.unit, kind="stable")
+        while left.size > 1:
+            times_s, unit = spikes.times_s[left], spikes.unit[left]
+            blind = np.append(False, (np.diff(unit) == 0) & (np.diff(times_s) < self.level))
+            # Of spikes in a row that came too early, only the first surely fell after one that was seen.
+            lost = blind & ~np.append(False, blind[:-1])
+            if not lost.any():
+                break
+            left = left[~lost]
+        seen = np.zeros(spikes.times_s.size, dtype=bool)
+        seen[left] = True
+        return _kept(spikes, seen)
+
+
+@dataclass(frozen=True)
+class DropUnits(SpikeJitter):
+    """A share of the units falls silent, from a share `after` of the recording on.
+
+    Parameters
+    ----------
+    after : float
+        0 is from the beginning, 0.5 from the middle.
+    """
+
+    after: float = 0.0
+
+    kind = "drop-unit"
+    unit = "1"
+    says = "units fall silent; level is their share"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_share(self)
+
+    def change(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[Spikes, Moved, dict[str, Any]]:
+        """A higher level loses the same units first."""
+        lost = rng.permutation(spikes.n_units)[: round(self.level * spikes.n_units)]
+        since_s = spikes.start_s + self.after * (spikes.stop_s - spikes.start_s)
+        kept = ~(np.isin(spikes.unit, lost) & (spikes.times_s >= since_s))
+        new, moved, told = _kept(spikes, kept)
+        return new, moved, told | {"units": np.sort(lost), "since_s": since_s}
+
+    def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
+        """1: those that are left lock as before."""
+        return np.ones(np.shape(f_hz))
+
+
+def hold_inside(old_s: FloatArray, new_s: FloatArray, support: FloatArray, edge: Edge) -> np.ndarray | None:
+    """Bring `new_s` back (in place) into the stretch that each spike came from, or say which to keep.
+
+    Returns
+    -------
+    ndarray of bool, or None where nothing has to go
+    """
+    if not old_s.size:
+        return None
+    lo_s, hi_s = _stretch_of(old_s, support)
+    outside = np.flatnonzero((new_s < lo_s) | (new_s > hi_s))
+    if edge == "drop":
+        kept = np.ones(old_s.size, dtype=bool)
+        kept[outside] = False
+        return kept if outside.size else None
+    if not outside.size:
+        return None
+    lo_s, hi_s = (np.broadcast_to(x, old_s.shape)[outside] for x in (lo_s, hi_s))
+    length_s = np.maximum(hi_s - lo_s, np.finfo(float).tiny)
+    past_s = new_s[outside] - lo_s
+    if edge == "wrap":
+        past_s = past_s % length_s
+    else:
+        past_s = length_s - np.abs(past_s % (2 * length_s) - length_s)
+    new_s[outside] = np.minimum(lo_s + past_s, hi_s)
+    return None
+
+
+def unbin(counts: Signal, *, rng: np.random.Generator) -> Spikes:
+    """The spikes that counts stand for, each at a random place in its bin."""
+    values = np.asarray(counts.data.values)
+    whole = np.rint(values).astype(np.int64)
+    if not np.allclose(values, whole):
+        raise NeurofuseError(
+            f"counts '{counts.name}' are not whole numbers, so they cannot be taken apart into spikes; "
+            "jitter the recording before smoothing or scaling it."
+        )
+    row, unit = np.nonzero(whole)
+    n = whole[row, unit]
+    row, unit = np.repeat(row, n), np.repeat(unit, n)
+    # Kept off the very ends, where rounding could carry a spike into the next bin.
+    times_s = counts.time_s[row] + counts.sample_s * rng.uniform(1e-6, 1 - 1e-6, row.size)
+    order = np.argsort(times_s, kind="stable")
+    names = pd.DataFrame({"name": counts.channels})
+    return Spikes(counts.name, counts.clock, times_s[order], unit[order], names, counts.support)
+
+
+def rebin(spikes: Spikes, counts: Signal) -> Signal:
+    """Count spikes again in the bins of `counts`; those in no bin are lost."""
+    row = np.searchsorted(counts.time_s, spikes.times_s, side="right") - 1
+    inside = row >= 0
+    inside &= spikes.times_s < counts.time_s[np.maximum(row, 0)] + GAP_SAMPLES * counts.sample_s
+    flat = row[inside] * counts.n_channels + spikes.unit[inside]
+    values = np.bincount(flat, minlength=counts.data.size).reshape(counts.data.shape)
+    return replace(counts, data=counts.data.copy(data=values.astype(counts.data.dtype)))
+
+
+def _is_population(stream: Stream) -> bool:
+    return isinstance(stream, Spikes) or stream.kind == "counts"
+
+
+def _stretch_of(times_s: FloatArray, support: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Start and stop of the stretch that each time lies in; broadcastable where there is only one."""
+    if len(support) == 1:
+        return support[:1, 0], support[:1, 1]
+    row = np.clip(np.searchsorted(support[:, 0], times_s, side="right") - 1, 0, None)
+    return support[row, 0], support[row, 1]
+
+
+def _bins_of(spikes: Spikes, bin_s: float) -> tuple[FloatArray, FloatArray]:
+    """Start and stop of the bin that each spike lies in."""
+    lo_s, hi_s = _stretch_of(spikes.times_s, spikes.support)
+    left_s = lo_s + bin_s * np.floor((spikes.times_s - lo_s) / bin_s)
+    return left_s, np.minimum(left_s + bin_s, np.maximum(hi_s, spikes.times_s))
+
+
+def _taken(spikes: Spikes, times_s: FloatArray, order: IntArray) -> Spikes:
+    return replace(spikes, times_s=times_s[order], unit=spikes.unit[order])
+
+
+def _kept(spikes: Spikes, kept: np.ndarray) -> tuple[Spikes, Moved, dict[str, Any]]:
+    source = np.flatnonzero(kept)
+    moved = Moved(np.where(kept, 0.0, np.nan), source)
+    return _taken(spikes, spikes.times_s, source), moved, {"n_lost": int((~kept).sum())}
+
+
+def _check_share(jitter: Jitter) -> None:
+    if jitter.level > 1:
+        raise NeurofuseError(
+            f"jitter '{jitter.kind}': the level is a share and cannot be {jitter.level:g}; give 0 to 1."
+        )
