@@ -12,6 +12,10 @@ __version__ = "0.1.0"
 
 # Public name -> the module that defines it. `load` and `info` live in the sibling package.
 _PUBLIC = {
+    "AlignConfig": "neurofuse.alignment.session",
+    "Alignment": "neurofuse.alignment.session",
+    "AlignmentRefused": "neurofuse.alignment.session",
+    "align": "neurofuse.alignment.session",
     "DecodeConfig": "neurofuse.decode",
     "decode_recording": "neurofuse.decode",
     "Decoder": "neurofuse.decoders.contract",
@@ -38,6 +42,9 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "AlignConfig",
+    "Alignment",
+    "AlignmentRefused",
     "DecodeConfig",
     "Decoder",
     "JITTERS",
@@ -50,6 +57,7 @@ __all__ = [
     "Spikes",
     "Windows",
     "__version__",
+    "align",
     "attention",
     "contribution",
     "decode_recording",
@@ -66,6 +74,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from data_loaders import info, load
+    from neurofuse.alignment.session import AlignConfig, Alignment, AlignmentRefused, align
     from neurofuse.decode import DecodeConfig, decode_recording
     from neurofuse.decoders.contract import Decoder
     from neurofuse.decoders.family import make_decoder

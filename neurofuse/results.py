@@ -1,4 +1,4 @@
-"""In: what a decode found. Out: a folder of files that stand by themselves, and the settings read back."""
+"""In: what a decode or an alignment found. Out: a folder of files that stand by themselves; settings read back."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import xarray as xr
 
+from neurofuse.alignment.session import Alignment
 from neurofuse.decode import DecodeConfig, DecodeResult
 from neurofuse.recording import NeurofuseError
 from neurofuse.report import write_report
@@ -60,6 +63,36 @@ def save_tables(
     if alignment is not None:
         packed = {"posterior": {"zlib": True, "complevel": 4}}
         alignment.to_netcdf(folder / "alignment.nc", engine="h5netcdf", encoding=packed)
+
+
+def save_alignment(found: Alignment, folder: Path) -> None:
+    """Write `clock.json`, `clock.csv`, `lag.nc` and `clock.png` into a folder that exists.
+
+    `clock.csv` has a row for every moment at which the lag was looked at: the time on A, what B read, the lag, its 90 %
+    interval by itself, whether the fitted clock is to be trusted there.
+    """
+    from neurofuse.figures.alignment import plot_clock
+
+    (folder / "clock.json").write_text(
+        json.dumps(found.as_dict(), indent=2, allow_nan=False), encoding="utf-8"
+    )
+    one = found.lag.isel(clock=0)
+    time_s = one["time"].values
+    pd.DataFrame(
+        {
+            "a_s": time_s,
+            "b_s": found.clock.to_b(time_s),
+            "lag_s": found.clock.lag_s(time_s),
+            "seen_low_s": one["lag_q05_s"].values,
+            "seen_high_s": one["lag_q95_s"].values,
+            "match": one["match"].values,
+            "trusted": one["trusted"].values.astype(bool),
+        }
+    ).to_csv(folder / "clock.csv", index=False, float_format="%.6f")
+    packed = {"posterior": {"zlib": True, "complevel": 4}}
+    found.lag.to_netcdf(folder / "lag.nc", engine="h5netcdf", encoding=packed)
+    figure = np.atleast_1d(plot_clock(found))[0].figure
+    figure.savefig(folder / "clock.png", dpi=150)
 
 
 def _card(result: DecodeResult) -> str:

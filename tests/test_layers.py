@@ -23,6 +23,7 @@ FLOW = [
     "scores",
     "spotlight",
     "decode",
+    "alignment",
     "figures",
     "report",
     "results",
