@@ -12,6 +12,10 @@ __version__ = "0.1.0"
 
 # Public name -> the module that defines it. `load`, `info` and `fetch` live in the sibling package.
 _PUBLIC = {
+    "AlignConfig": "neurofuse.alignment.session",
+    "Alignment": "neurofuse.alignment.session",
+    "AlignmentRefused": "neurofuse.alignment.session",
+    "align": "neurofuse.alignment.session",
     "DecodeConfig": "neurofuse.decode",
     "decode_recording": "neurofuse.decode",
     "Decoder": "neurofuse.decoders.contract",
@@ -44,6 +48,9 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "AlignConfig",
+    "Alignment",
+    "AlignmentRefused",
     "DecodeConfig",
     "Decoder",
     "JITTERS",
@@ -58,6 +65,7 @@ __all__ = [
     "Threshold",
     "Windows",
     "__version__",
+    "align",
     "attention",
     "contribution",
     "decode_recording",
@@ -79,6 +87,7 @@ __all__ = [
 if TYPE_CHECKING:
     from data_loaders import info, load
     from data_loaders.fetch import fetch
+    from neurofuse.alignment.session import AlignConfig, Alignment, AlignmentRefused, align
     from neurofuse.cells import StudyConfig
     from neurofuse.decode import DecodeConfig, decode_recording
     from neurofuse.decoders.contract import Decoder

@@ -30,6 +30,7 @@ FLOW = [
     "cells",
     "study",
     "threshold",
+    "alignment",
     "figures",
     "report",
     "study_report",

@@ -7,6 +7,7 @@ anywhere else nothing global is touched and no display is needed.
 Colours are those of Okabe and Ito (2008), told apart by colour-blind readers, and cividis for maps.
 """
 
+from neurofuse.figures.alignment import plot_clock
 from neurofuse.figures.attention import (
     plot_calibration,
     plot_contribution,
@@ -26,6 +27,7 @@ from neurofuse.figures.decode import (
 __all__ = [
     "plot_attention",
     "plot_calibration",
+    "plot_clock",
     "plot_contribution",
     "plot_decoded",
     "plot_lag",
