@@ -26,6 +26,8 @@ _PUBLIC = {
     "parse_jitter": "neurofuse.jitters.family",
     "StudyConfig": "neurofuse.cells",
     "run_study": "neurofuse.study",
+    "open_study": "neurofuse.study_table",
+    "explore": "neurofuse.viewer",
     "attention": "neurofuse.spotlight",
     "contribution": "neurofuse.spotlight",
     "spotlight_scores": "neurofuse.spotlight",
@@ -69,11 +71,13 @@ __all__ = [
     "attention",
     "contribution",
     "decode_recording",
+    "explore",
     "fetch",
     "info",
     "load",
     "make_decoder",
     "open_recording",
+    "open_study",
     "parse_jitter",
     "run_study",
     "save_recording",
@@ -98,8 +102,10 @@ if TYPE_CHECKING:
     from neurofuse.spotlight import attention, contribution, spotlight_scores
     from neurofuse.storage import open_recording, save_recording
     from neurofuse.study import run_study
+    from neurofuse.study_table import open_study
     from neurofuse.threshold import Threshold, threshold_of, thresholds
     from neurofuse.tokens import tokenize
+    from neurofuse.viewer import explore
     from neurofuse.windows import Windows
 
 
@@ -107,6 +113,9 @@ def __getattr__(name: str) -> object:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'neurofuse' has no attribute '{name}'")
     module = importlib.import_module(_PUBLIC[name])
+    if name == "run_study":
+        # What it returns answers to `.study` from then on.
+        importlib.import_module("neurofuse.study_table")
     if not hasattr(module, name):
         raise ImportError(
             f"'{module.__name__}' was found at {getattr(module, '__file__', '?')}, which is not neurofuse's; "

@@ -29,6 +29,7 @@ from neurofuse.alignment.learned import Learned, learn
 from neurofuse.alignment.pair import Pair, lag_grid, pair_of
 from neurofuse.alignment.scan import Reader, Scan, scan
 from neurofuse.alignment.told import Evidence, Foreign, lag_table, on_finer_lags
+from neurofuse.cards import card, trace
 from neurofuse.recording import FloatArray, NeurofuseError, Recording
 
 Method = Literal["learned", "ridge", "xcorr", "gcc-phat", "pulses"]
@@ -138,6 +139,34 @@ class Alignment:
             replace(s, clock=self.clock_a) if s.clock == self.clock_b else s for s in moved.streams
         )
         return moved.but(streams=streams)
+
+    def _repr_html_(self) -> str:
+        def told(x: tuple[float, float, float], scale: float, unit: str) -> str:
+            return f"{scale * x[0]:.5g} {unit} ({scale * x[1]:.5g} to {scale * x[2]:.5g})"
+
+        one = self.lag.isel(clock=0)
+        return card(
+            f"Clock '{self.clock_b}' against '{self.clock_a}': {self.status}",
+            facts=[
+                ("verdict", self.verdict),
+                ("lag at the start", told(self.offset_s, 1000.0, "ms")),
+                ("skew", told(self.skew_ppm, 1.0, "ppm")),
+                ("method", f"{self.method}, clock {self.model}"),
+                ("trusted", f"{100 * float(one['trusted'].mean()):.0f} % of the session"),
+                ("lag, mean and 90 %", trace(*(one[f"lag_{k}_s"].values for k in ("mean", "q05", "q95")))),
+            ],
+            head=("jump at (s)", "between", "by (ms)", "between"),
+            rows=[
+                (
+                    j.time_s,
+                    f"{j.time_low_s:.1f} and {j.time_high_s:.1f}",
+                    1000 * j.size_s,
+                    f"{1000 * j.size_low_s:.1f} and {1000 * j.size_high_s:.1f}",
+                )
+                for j in self.jumps
+            ],
+            warnings=self.warnings,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the posterior, JSON-safe."""

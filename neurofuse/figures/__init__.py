@@ -23,6 +23,8 @@ from neurofuse.figures.decode import (
     plot_training,
     plot_trajectory,
 )
+from neurofuse.figures.study import plot_lag_maps, plot_study, plot_study_spotlight
+from neurofuse.figures.tuning import plot_tuning
 
 __all__ = [
     "plot_attention",
@@ -31,10 +33,14 @@ __all__ = [
     "plot_contribution",
     "plot_decoded",
     "plot_lag",
+    "plot_lag_maps",
     "plot_recording",
     "plot_scores",
     "plot_spotlight",
+    "plot_study",
+    "plot_study_spotlight",
     "plot_training",
     "plot_trajectory",
+    "plot_tuning",
     "plot_window_attention",
 ]
