@@ -5,7 +5,16 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from data_loaders import matrices, mne_files, neo_files, nwb_files, recording_files, trial_data, trodes
+from data_loaders import (
+    matrices,
+    mne_files,
+    neo_files,
+    nwb_files,
+    random_target,
+    recording_files,
+    trial_data,
+    trodes,
+)
 from data_loaders.formats import Format, LoadError, listed
 
 # Formats that look inside come before the plain ones that take any file of their suffix.
@@ -13,6 +22,7 @@ BUILT_IN: tuple[Format, ...] = (
     recording_files.FORMAT,
     nwb_files.OWN_FORMAT,
     nwb_files.FORMAT,
+    random_target.FORMAT,
     trial_data.FORMAT,
     trodes.FORMAT,
     *neo_files.FORMATS,

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from data_loaders.formats import UNKNOWN_GAP_S, FileInfo, Format, Item, LoadError, Request, pick
-from data_loaders.plain_arrays import Leaf, open_arrays
+from data_loaders.plain_arrays import Leaf, is_hdf5, open_arrays
 from data_loaders.sampled import make_movement, make_signal, plain_kind
 from neurofuse.recording import FloatArray, Recording, Signal
 
@@ -45,6 +45,13 @@ def _leaf(leaves: dict[str, Leaf]) -> Leaf | None:
 
 def is_trial_data(path: Path) -> bool:
     """Whether a MATLAB file holds a struct array with spikes or events per trial."""
+    if is_hdf5(path):
+        import h5py
+
+        # A struct is a group there; a file without one need not be read, however many cells it holds.
+        with h5py.File(path, "r") as file:
+            if not any(isinstance(file[n], h5py.Group) for n in file if not n.startswith("#")):
+                return False
     return _leaf(open_arrays(path)) is not None
 
 

@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-# Public name -> the module that defines it. `load` and `info` live in the sibling package.
+# Public name -> the module that defines it. `load`, `info` and `fetch` live in the sibling package.
 _PUBLIC = {
+    "AlignConfig": "neurofuse.alignment.session",
+    "Alignment": "neurofuse.alignment.session",
+    "AlignmentRefused": "neurofuse.alignment.session",
+    "align": "neurofuse.alignment.session",
     "DecodeConfig": "neurofuse.decode",
     "decode_recording": "neurofuse.decode",
     "Decoder": "neurofuse.decoders.contract",
@@ -22,6 +26,8 @@ _PUBLIC = {
     "parse_jitter": "neurofuse.jitters.family",
     "StudyConfig": "neurofuse.cells",
     "run_study": "neurofuse.study",
+    "open_study": "neurofuse.study_table",
+    "explore": "neurofuse.viewer",
     "attention": "neurofuse.spotlight",
     "contribution": "neurofuse.spotlight",
     "spotlight_scores": "neurofuse.spotlight",
@@ -40,9 +46,13 @@ _PUBLIC = {
     "split_units": "neurofuse.recording",
     "load": "data_loaders",
     "info": "data_loaders",
+    "fetch": "data_loaders.fetch",
 }
 
 __all__ = [
+    "AlignConfig",
+    "Alignment",
+    "AlignmentRefused",
     "DecodeConfig",
     "Decoder",
     "JITTERS",
@@ -57,13 +67,17 @@ __all__ = [
     "Threshold",
     "Windows",
     "__version__",
+    "align",
     "attention",
     "contribution",
     "decode_recording",
+    "explore",
+    "fetch",
     "info",
     "load",
     "make_decoder",
     "open_recording",
+    "open_study",
     "parse_jitter",
     "run_study",
     "save_recording",
@@ -76,6 +90,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     from data_loaders import info, load
+    from data_loaders.fetch import fetch
+    from neurofuse.alignment.session import AlignConfig, Alignment, AlignmentRefused, align
     from neurofuse.cells import StudyConfig
     from neurofuse.decode import DecodeConfig, decode_recording
     from neurofuse.decoders.contract import Decoder
@@ -86,8 +102,10 @@ if TYPE_CHECKING:
     from neurofuse.spotlight import attention, contribution, spotlight_scores
     from neurofuse.storage import open_recording, save_recording
     from neurofuse.study import run_study
+    from neurofuse.study_table import open_study
     from neurofuse.threshold import Threshold, threshold_of, thresholds
     from neurofuse.tokens import tokenize
+    from neurofuse.viewer import explore
     from neurofuse.windows import Windows
 
 
@@ -95,6 +113,9 @@ def __getattr__(name: str) -> object:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'neurofuse' has no attribute '{name}'")
     module = importlib.import_module(_PUBLIC[name])
+    if name == "run_study":
+        # What it returns answers to `.study` from then on.
+        importlib.import_module("neurofuse.study_table")
     if not hasattr(module, name):
         raise ImportError(
             f"'{module.__name__}' was found at {getattr(module, '__file__', '?')}, which is not neurofuse's; "

@@ -176,6 +176,105 @@ def decode(
 
 
 @app.command
+def align(
+    *paths: Paths,
+    source: Source = EVERYTHING,
+    save_as: Annotated[
+        Path | None, Parameter(name="-o", help="Write the re-timed recording: .nwb, .nc or .nix.")
+    ] = None,
+    max_lag: Annotated[float, Parameter(help="Largest lag looked for, seconds.")] = 5.0,
+    model: Annotated[
+        str, Parameter(help="What the clock may do: offset, linear, piecewise (with jumps) or free.")
+    ] = "piecewise",
+    method: Annotated[
+        str, Parameter(help="learned, or a baseline: ridge, xcorr, gcc-phat, pulses.")
+    ] = "learned",
+    clock: Annotated[str | None, Parameter(help="The clock to align, where there are several.")] = None,
+    split_units: Annotated[
+        int | None,
+        Parameter(converter=_whole, help="Keep so many units on the first clock, give the rest their own."),
+    ] = None,
+    jitter: Annotated[
+        str | None, Parameter(help="KIND:LEVEL, move the second clock by a known truth first.")
+    ] = None,
+    token: Annotated[
+        float | None, Parameter(help="Seconds a token (0.02, or the recording's own bins).")
+    ] = None,
+    line_hz: Annotated[
+        float | None, Parameter(help="Mains frequency to remove from the LFP, 50 or 60.")
+    ] = None,
+    steps: Annotated[int, Parameter(converter=_whole, help="Gradient steps at most.")] = 400,
+    seed: Annotated[int, Parameter(converter=_whole, help="Of everything random.")] = 0,
+    threads: Annotated[int, Parameter(help="Threads of PyTorch.")] = 1,
+    out: Annotated[Path | None, Parameter(help="Folder for the results (out/NAME-aligned).")] = None,
+    as_json: Annotated[
+        bool, Parameter(name="--json", negative="", help="Print the clock as JSON on stdout.")
+    ] = False,
+) -> None:
+    """Find the map between two clocks from the signals alone, and re-time the second to the first.
+
+    Two files, or one recording with two clocks; movement, if there is any, counts as a signal of its clock. A recording
+    whose clocks share no signal is refused. Try it with `neurofuse align demo:skew`.
+    """
+    import numpy as np
+
+    from neurofuse.alignment.session import AlignConfig
+    from neurofuse.alignment.session import align as align_recording
+    from neurofuse.decoders.training import use_threads
+    from neurofuse.jitters.lag import move_clock, parse_law
+    from neurofuse.recording import NeurofuseError, separate_lfp
+    from neurofuse.recording import split_units as split_population
+    from neurofuse.results import save_alignment
+
+    _check_seed(seed)
+    if save_as is not None and save_as.suffix not in (".nwb", ".nc", ".nix"):
+        raise NeurofuseError(f"-o writes .nwb, .nc or .nix, got '{save_as}'.")
+    config = AlignConfig(
+        method=method,  # type: ignore[arg-type]
+        model=model,  # type: ignore[arg-type]
+        max_lag_s=max_lag,
+        clock=clock,
+        token_s=token,
+        line_hz=line_hz,
+        n_steps=steps,
+        seed=seed,
+    )
+    config.check()
+    law = parse_law(jitter) if jitter else None
+    use_threads(threads)
+    folder = out if out is not None else Path("out") / f"{_name_of(paths, source)}-aligned"
+    with _new_folder(folder, marker="clock.json") as partial:
+        if _is_demo(paths):
+            recording, _ = _demo(paths[0], seed, partial / "input")
+        else:
+            recording = _load(paths, source)
+        rng = np.random.default_rng([seed, 11])
+        if split_units is not None:
+            recording = split_population(recording, split_units, rng=rng)
+        if law is not None:
+            if len(recording.clocks) < 2:
+                recording = separate_lfp(recording)
+            moved = clock or next(c for c in recording.clocks if c != recording.reference)
+            recording, _ = move_clock(recording, moved, law, max_lag_s=max_lag, rng=rng)
+        found = align_recording(recording, config=config, progress=True)
+        save_alignment(found, partial)
+    if save_as is not None and found.status == "aligned":
+        from data_loaders import save
+
+        save(found.apply(recording), save_as)
+        _say(f"wrote {save_as}")
+    elif save_as is not None:
+        _say(f"warning: '{save_as}' was not written: the alignment is {found.status}.")
+    _say(repr(recording))
+    for warning in found.warnings:
+        _say(f"warning: {warning}")
+    _say(found.verdict)
+    _say(f"results in {folder}")
+    if as_json:
+        print(json.dumps(found.as_dict(), indent=2))
+
+
+@app.command
 def study(
     *paths: Paths,
     source: Source = EVERYTHING,
@@ -357,6 +456,30 @@ def convert(
     save(recording, out)
     _say(repr(recording))
     _say(f"wrote {out}")
+
+
+@app.command
+def fetch(
+    name: Annotated[str | None, Parameter(help="A data set; without it all are listed.")] = None,
+    *,
+    file: Annotated[str | None, Parameter(help="Another file of the set, as its archive names it.")] = None,
+    out: Annotated[Path | None, Parameter(help="Folder to keep it in (the user's cache).")] = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")] = False,
+) -> None:
+    """Download a public recording, checked where its archive publishes a checksum, or list what there is."""
+    from data_loaders.fetch import RECIPES, recipe
+
+    if name is None:
+        rows = [asdict(r) | {"load": dict(r.load), "checksum": r.checksum} for r in RECIPES.values()]
+        listing = "\n".join(f"{r.name:18s}{r.what} [{r.licence}; {r.checksum}]" for r in RECIPES.values())
+        print(json.dumps(rows, indent=2) if as_json else listing)
+        return
+    chosen = recipe(name)
+    path = neurofuse.fetch(name, file=file, folder=out, progress=True)
+    options = " ".join(f"--{key} {value}" for key, value in chosen.load)
+    _say(f"licence: {chosen.licence}; cite: {chosen.citation}")
+    _say(f"go on with: neurofuse {'decode' if options else 'info'} {path} {options}".rstrip())
+    print(json.dumps({"path": str(path)}) if as_json else path)
 
 
 def main(tokens: list[str] | None = None) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from neurofuse.cards import card
 from neurofuse.decoders.contract import Decoded, Decoder
 from neurofuse.decoders.family import make_decoder, parameters_of
 from neurofuse.features import FeatureConfig, channel_quality, drop_bad, lfp_features, resample
@@ -105,6 +106,29 @@ class DecodeResult:
     alignment: xr.Dataset | None
     decoder: Decoder
     recording: Recording
+
+    def _repr_html_(self) -> str:
+        m = self.metrics
+        ridge: dict[str, Any] = m.get("baseline_ridge_r2", {})
+        rows = [(axis, value, ridge.get(axis)) for axis, value in m.get("r2", {}).items()]
+        if len(rows) > 1:
+            rows.append(("mean", m["r2_mean"], m.get("baseline_ridge_r2_mean")))
+        searched = None if self.alignment is None else ", ".join(map(str, self.alignment["clock"].values))
+        hit = m.get("lag_hit_rate")
+        within = f"{1000 * m.get('lag_hit_tolerance_s', float('nan')):.3g} ms"
+        return card(
+            f"'{m['name']}' decoded by '{m['decoder']}'",
+            facts=[
+                ("clocks searched", searched),
+                (f"lag within {within}", None if hit is None else f"{100 * hit:.1f} % of the test time"),
+                ("windows", ", ".join(f"{n} {part}" for part, n in m["n_windows"].items())),
+                ("seconds of training", m["seconds"].get("train")),
+            ],
+            head=("R2 on the test stretch", m["decoder"], "ridge"),
+            rows=rows,
+            warnings=m["warnings"],
+            folded=("settings", [f"{k}: {v}" for k, v in m["settings"].items()]),
+        )
 
 
 @dataclass(frozen=True, eq=False)

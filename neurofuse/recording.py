@@ -18,6 +18,8 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from neurofuse.cards import card, coverage
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 SignalKind = Literal["lfp", "counts", "power"]
@@ -540,6 +542,39 @@ class Recording:
         if len(self.trials):
             lines.append(f"  {len(self.trials)} trials")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        parts = [*self.streams, *([] if self.movement is None else [self.movement])]
+        edges = [float(edge) for p in parts for edge in p.support.ravel()] or [0.0, 0.0]
+        span_s = (min(edges), max(edges))
+        rows: list[tuple[object, ...]] = [
+            (s.name, s.clock, "spikes", f"{s.n_units} units, {s.times_s.size} spikes", None)
+            if isinstance(s, Spikes)
+            else (s.name, s.clock, s.kind, f"{s.n_channels} channels", f"{s.rate_hz:g} Hz")
+            for s in self.streams
+        ]
+        if self.movement is not None:
+            m = self.movement
+            what = f"{', '.join(m.axes)}{f' [{m.units}]' if m.units else ''}"
+            rows.append((m.name, self.reference, "movement", what, f"{1 / m.sample_s:g} Hz"))
+        return card(
+            f"Recording '{self.name}'",
+            facts=[
+                ("reference clock", self.reference),
+                ("span", f"{self.span_s[0]:.2f} to {self.span_s[1]:.2f} s"),
+                ("trials", len(self.trials) or None),
+            ],
+            head=(
+                "stream",
+                "clock",
+                "kind",
+                "size",
+                "rate",
+                f"recorded, {span_s[0]:.4g} to {span_s[1]:.4g} s",
+            ),
+            rows=[(*row, coverage(p.support.tolist(), span_s)) for row, p in zip(rows, parts, strict=True)],
+            folded=("provenance", self.provenance),
+        )
 
 
 def split_units(

@@ -1,4 +1,4 @@
-"""In: what a decode or a study found. Out: files that stand by themselves, and the settings read back."""
+"""In: what a decode, a study or an alignment found. Out: files that stand by themselves; settings read back."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+import pandas as pd
 import xarray as xr
 
+from neurofuse.alignment.session import Alignment
 from neurofuse.cells import ORACLE
 from neurofuse.decode import DecodeConfig, DecodeResult
 from neurofuse.recording import NeurofuseError
@@ -102,6 +105,36 @@ def save_study_report(folder: Path, study: xr.Dataset, found: Mapping[str, Any])
     return write_study_report(
         folder / "report.html", study=study, thresholds=found["thresholds"], maps=maps, notes=notes
     )
+
+
+def save_alignment(found: Alignment, folder: Path) -> None:
+    """Write `clock.json`, `clock.csv`, `lag.nc` and `clock.png` into a folder that exists.
+
+    `clock.csv` has a row for every moment at which the lag was looked at: the time on A, what B read, the lag, its 90 %
+    interval by itself, whether the fitted clock is to be trusted there.
+    """
+    from neurofuse.figures.alignment import plot_clock
+
+    (folder / "clock.json").write_text(
+        json.dumps(found.as_dict(), indent=2, allow_nan=False), encoding="utf-8"
+    )
+    one = found.lag.isel(clock=0)
+    time_s = one["time"].values
+    pd.DataFrame(
+        {
+            "a_s": time_s,
+            "b_s": found.clock.to_b(time_s),
+            "lag_s": found.clock.lag_s(time_s),
+            "seen_low_s": one["lag_q05_s"].values,
+            "seen_high_s": one["lag_q95_s"].values,
+            "match": one["match"].values,
+            "trusted": one["trusted"].values.astype(bool),
+        }
+    ).to_csv(folder / "clock.csv", index=False, float_format="%.6f")
+    packed = {"posterior": {"zlib": True, "complevel": 4}}
+    found.lag.to_netcdf(folder / "lag.nc", engine="h5netcdf", encoding=packed)
+    figure = np.atleast_1d(plot_clock(found))[0].figure
+    figure.savefig(folder / "clock.png", dpi=150)
 
 
 def _card(result: DecodeResult) -> str:

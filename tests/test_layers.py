@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 # In flow order; a module may import those above it, and its neighbours in its own folder.
 FLOW = [
+    "cards",
     "recording",
     "theory",
     "storage",
@@ -20,6 +21,7 @@ FLOW = [
     "features",
     "tokens",
     "windows",
+    "tuning",
     "decoders",
     "scores",
     "spotlight",
@@ -30,7 +32,10 @@ FLOW = [
     "cells",
     "study",
     "threshold",
+    "alignment",
     "figures",
+    "study_table",
+    "viewer",
     "report",
     "study_report",
     "results",
@@ -45,13 +50,15 @@ HEAVY = {
     "neo": {"data_loaders"},
     "pynwb": {"data_loaders"},
     "nixio": {"data_loaders"},
-    "matplotlib": {"neurofuse.figures", "neurofuse.report"},
+    "pooch": {"data_loaders"},
+    "matplotlib": {"neurofuse.figures", "neurofuse.report", "neurofuse.viewer"},
+    "ipywidgets": {"neurofuse.viewer"},
     "jinja2": {"neurofuse.report"},
     "cyclopts": {"neurofuse.cli"},
     "distributed": {"neurofuse.engines"},
     "dask": set(),
 }
-LAZY = ("torch", "mne", "neo", "pynwb", "sklearn", "matplotlib", "distributed")
+LAZY = ("torch", "mne", "neo", "pynwb", "pooch", "sklearn", "matplotlib", "ipywidgets", "distributed")
 
 
 def modules():

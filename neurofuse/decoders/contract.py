@@ -21,6 +21,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.metrics import r2_score
 
+from neurofuse.cards import card
 from neurofuse.recording import NeurofuseError
 from neurofuse.windows import Windows
 
@@ -87,6 +88,25 @@ class Decoder(BaseEstimator):
                 if p.kind is Parameter.KEYWORD_ONLY
             }
         )
+
+    def _repr_html_(self) -> str:
+        fitted = hasattr(self, "features_")
+        sizes = zip(self.clocks_, self.features_, strict=True) if fitted else ()
+        return card(
+            f"Decoder '{self.name}'{'' if fitted else ', not fitted'}",
+            facts=[
+                *((f"clock {c}", f"{len(f)} features") for c, f in sizes),
+                ("movement axes", self.n_axes_ if fitted else None),
+                ("tokens", f"{1000 * self.token_s_:g} ms" if fitted else None),
+                ("lags searched", f"+-{self.max_lag_ * self.token_s_:g} s" if fitted else None),
+                ("weights", getattr(self, "n_parameters_", None)),
+            ],
+            folded=("settings", [f"{k}: {v}" for k, v in self.get_params().items()]),
+        )
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        # scikit-learn's own would show a diagram of a pipeline.
+        return {"text/plain": repr(self), "text/html": self._repr_html_()}
 
     def fit(self, X: Windows, y: np.ndarray | None = None, *, validation: Windows | None = None) -> Decoder:
         """Learn from training windows; `validation` is a later stretch for stopping and choosing."""

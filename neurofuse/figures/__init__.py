@@ -7,6 +7,7 @@ anywhere else nothing global is touched and no display is needed.
 Colours are those of Okabe and Ito (2008), told apart by colour-blind readers, and cividis for maps.
 """
 
+from neurofuse.figures.alignment import plot_clock
 from neurofuse.figures.attention import (
     plot_calibration,
     plot_contribution,
@@ -22,17 +23,24 @@ from neurofuse.figures.decode import (
     plot_training,
     plot_trajectory,
 )
+from neurofuse.figures.study import plot_lag_maps, plot_study, plot_study_spotlight
+from neurofuse.figures.tuning import plot_tuning
 
 __all__ = [
     "plot_attention",
     "plot_calibration",
+    "plot_clock",
     "plot_contribution",
     "plot_decoded",
     "plot_lag",
+    "plot_lag_maps",
     "plot_recording",
     "plot_scores",
     "plot_spotlight",
+    "plot_study",
+    "plot_study_spotlight",
     "plot_training",
     "plot_trajectory",
+    "plot_tuning",
     "plot_window_attention",
 ]

@@ -1,0 +1,188 @@
+"""In: a `Pair`, or events both clocks saw. Out: evidence of every lag as simpler methods have it.
+
+The population rate (or the LFP's envelope) of A against that of B: plain cross-correlation, and the generalised one
+that weighs all frequencies alike (GCC-PHAT; Knapp & Carter 1976, IEEE Trans. ASSP 24:320). And pulses: the histogram of
+differences between the two trains, which peaks at their lag.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+
+from neurofuse.alignment.clock import ClockFit, ClockMap, Model, fit_clock
+from neurofuse.alignment.pair import Coarse, Pair, lag_grid
+from neurofuse.alignment.scan import correlation_evidence
+from neurofuse.recording import FloatArray, IntArray, NeurofuseError, Recording, Signal, Spikes
+
+# Width of the kernel that pulses are matched with, and the most two of them may differ, seconds.
+PULSE_S, SAME_PULSE_S = 0.01, 0.03
+# Words by which a stream, unit or channel is taken for pulses.
+PULSE_WORDS = ("sync", "pulse", "ttl", "trigger")
+
+
+def summed(pair: Pair, coarse: Coarse) -> tuple[np.ndarray, np.ndarray]:
+    """One number a step for each clock: the population's rate, or the LFP's envelope; shape (n, 1) each."""
+    every = max(1, round(coarse.step_s / pair.tokens.token_s))
+    out = []
+    for clock, there in zip(pair.tokens.clocks, (coarse.a_there, coarse.b_there), strict=True):
+        per = pair.tokens.per_token * every
+        values = clock.gather(per * np.arange(len(coarse))[None], per)[0][0]
+        chosen = clock.counted
+        if not chosen.any():
+            chosen = np.array(["gamma" in f for f in clock.features])
+        chosen = chosen if chosen.any() else np.ones(clock.n_features, bool)
+        std = values[there].std(0) if there.any() else np.ones(values.shape[1])
+        z = values / np.where(std > 1e-9, std, np.inf)
+        # Rates add up as they are, so that busy units count for more; envelopes are in units of their own.
+        total = (values if clock.counted.any() else z)[:, chosen].sum(1)
+        total = gaussian_filter1d(total, max(0.5, 0.05 / coarse.step_s))
+        total = np.where(there, total - total[there].mean(), 0.0) if there.any() else total
+        out.append(total.astype(np.float32)[:, None])
+    return out[0], out[1]
+
+
+def xcorr_curves(
+    own: np.ndarray, other: np.ndarray, apart: float, first: IntArray, n_steps: int, lags: IntArray
+) -> FloatArray:
+    """Evidence of every lag from the correlation of two series, shape (n_windows, n_lags)."""
+    return correlation_evidence(own, other, apart, first, n_steps, lags)
+
+
+def gcc_phat_curves(
+    own: np.ndarray, other: np.ndarray, _apart: float, first: IntArray, n_steps: int, lags: IntArray
+) -> FloatArray:
+    """Evidence from the inverse transform of the cross spectrum's phase: half its square in standard deviations."""
+    low, high = int(lags[0]), int(lags[-1])
+    pad = max(0, -low)
+    padded = np.pad(other[:, 0], (pad, max(0, high) + n_steps))
+    n = n_steps + lags.size - 1
+    size = int(2 ** np.ceil(np.log2(n + n_steps)))
+    out = np.zeros((first.size, lags.size))
+    for k, f in enumerate(first):
+        a = own[f : f + n_steps, 0]
+        b = padded[f + low + pad : f + low + pad + n]
+        cross = np.conj(np.fft.rfft(a, size)) * np.fft.rfft(b, size)
+        power = np.abs(cross)
+        # What neither series holds has no phase worth an equal vote.
+        phase = np.where(power > 1e-3 * power.max(initial=0), cross / np.maximum(power, 1e-12), 0)
+        c = np.fft.irfft(phase, size)[: lags.size]
+        z = c / max(float(c.std()), 1e-12)
+        out[k] = 0.5 * np.square(np.clip(z, 0, None))
+    return out
+
+
+def pulses_of(recording: Recording, clock: str) -> FloatArray:
+    """Times of the pulses a clock recorded, found by name: spikes of a unit, or rises of a channel.
+
+    Raises
+    ------
+    NeurofuseError
+        If no stream of the clock is called sync, pulse, ttl or trigger.
+    """
+    for stream in recording.on(clock):
+        named = _is_pulse(stream.name)
+        if isinstance(stream, Spikes):
+            rows = [k for k, n in enumerate(stream.units["name"]) if named or _is_pulse(str(n))]
+            if rows:
+                return stream.select(rows).times_s
+        elif isinstance(stream, Signal):
+            for k, channel in enumerate(stream.channels):
+                if named or _is_pulse(channel):
+                    return _rises(stream, k)
+    raise NeurofuseError(
+        f"clock '{clock}' has no pulses: no stream, unit or channel on it is called {', '.join(PULSE_WORDS)}; "
+        "pass pulses=(times on A, times on B), or leave out --method pulses."
+    )
+
+
+def _is_pulse(name: str) -> bool:
+    return any(word in name.lower() for word in PULSE_WORDS)
+
+
+def _rises(signal: Signal, channel: int) -> FloatArray:
+    x = np.asarray(signal.data.values[:, channel], dtype=np.float64)
+    low, high = np.percentile(x, [0.5, 99.5]) if np.ptp(x) else (0.0, 0.0)
+    low, high = (x.min(), x.max()) if high <= low else (low, high)
+    up = x > 0.5 * (low + high)
+    return signal.time_s[np.flatnonzero(up[1:] & ~up[:-1]) + 1]
+
+
+def pulse_evidence(
+    a_s: FloatArray, b_s: FloatArray, *, window_s: float, max_lag_s: float, step_s: float = 0.005
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Middles of windows, lags, and how many pulses of each window find one of B at each lag."""
+    lag_s = lag_grid(max_lag_s, step_s)
+    if a_s.size < 2 or b_s.size < 2:
+        raise NeurofuseError(
+            f"there are {a_s.size} and {b_s.size} pulses on the two clocks; at least two on each are needed."
+        )
+    n_windows = max(1, int(np.ceil((a_s[-1] - a_s[0] + 1e-9) / window_s)))
+    which = np.minimum(((a_s - a_s[0]) / window_s).astype(int), n_windows - 1)
+    out = np.zeros((n_windows, lag_s.size))
+    low, high = np.searchsorted(b_s, a_s - max_lag_s), np.searchsorted(b_s, a_s + max_lag_s)
+    for w, a, i, j in zip(which, a_s, low, high, strict=True):
+        at = np.rint((b_s[i:j] - a + max_lag_s) / step_s).astype(int)
+        np.add.at(out[w], at[(at >= 0) & (at < lag_s.size)], 1.0)
+    kernel = PULSE_S / step_s
+    # A pulse that finds its partner is worth about the logarithm of how many lags it rules out.
+    matched = gaussian_filter1d(out, kernel, axis=1) * kernel * np.sqrt(2 * np.pi)
+    return a_s[0] + window_s * (0.5 + np.arange(n_windows)), lag_s, 4.0 * matched
+
+
+def pulse_clock(
+    a_s: FloatArray, b_s: FloatArray, fit: ClockFit, *, model: Model
+) -> tuple[ClockMap, float, float]:
+    """The clock through matched pulses: from pulse to pulse if `free`, else the line they were found by, sharpened.
+
+    Returns
+    -------
+    clock : ClockMap
+    matched : float
+        Share of A's pulses that found one of B.
+    spread_s : float
+        Robust standard deviation of the matched pulses about the fit.
+    """
+    wanted = fit.clock.to_b(a_s)
+    near = np.clip(np.searchsorted(b_s, wanted), 1, max(1, b_s.size - 1))
+    near = np.where(np.abs(b_s[near - 1] - wanted) <= np.abs(b_s[near] - wanted), near - 1, near)
+    apart = b_s[near] - wanted
+    middle = float(np.median(apart[np.abs(apart) < SAME_PULSE_S])) if a_s.size else 0.0
+    same = np.abs(apart - middle) <= SAME_PULSE_S
+    if not same.any():
+        return fit.clock, 0.0, float("nan")
+    spread_s = 1.4826 * float(np.median(np.abs(apart[same] - np.median(apart[same]))))
+    if model == "free":
+        clock = ClockMap(a_s[same], np.maximum.accumulate(b_s[near][same]))
+        return clock, float(same.mean()), spread_s
+    return fit.clock, float(same.mean()), spread_s
+
+
+def sharpened(
+    a_s: FloatArray,
+    b_s: FloatArray,
+    fit: ClockFit,
+    *,
+    model: Model,
+    span_s: tuple[float, float],
+) -> ClockFit:
+    """The fit again with every pulse's own difference, to a tenth of a millisecond."""
+    wanted = fit.clock.to_b(a_s)
+    near = np.clip(np.searchsorted(b_s, wanted), 1, max(1, b_s.size - 1))
+    near = np.where(np.abs(b_s[near - 1] - wanted) <= np.abs(b_s[near] - wanted), near - 1, near)
+    apart = b_s[near] - a_s
+    same = np.abs(b_s[near] - wanted) <= SAME_PULSE_S
+    if same.sum() < 2:
+        return fit
+    low, high = apart[same].min() - 0.02, apart[same].max() + 0.02
+    lag_s = np.arange(low, high, 0.0005)
+    log_like = -0.5 * ((lag_s[None] - apart[same][:, None]) / 0.001) ** 2
+    return fit_clock(
+        a_s[same],
+        log_like,
+        lag_s,
+        model=model,
+        span_s=span_s,
+        around_ppm=fit.skew_ppm[0],
+        within_ppm=50.0,
+    )

@@ -1,0 +1,512 @@
+"""In: a recording with two clocks. Out: an `Alignment`, the map between them from the signals alone, or a refusal.
+
+A lag scan over the first minutes gives the start, a ridge carries it through the session, and along that first clock a
+network learns from windows moved by known lags to find the lag of any window. What it says, window by window, is
+fitted by a clock, and is trusted only if it says more about the streams as they were recorded than about the same
+streams put together wrongly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+
+from neurofuse.alignment.baselines import (
+    gcc_phat_curves,
+    pulse_clock,
+    pulse_evidence,
+    pulses_of,
+    sharpened,
+    summed,
+    xcorr_curves,
+)
+from neurofuse.alignment.clock import MODELS, ClockFit, ClockMap, Jump, Model, fit_clock
+from neurofuse.alignment.learned import Learned, learn
+from neurofuse.alignment.pair import Pair, lag_grid, pair_of
+from neurofuse.alignment.scan import Reader, Scan, scan
+from neurofuse.alignment.told import Evidence, Foreign, lag_table, on_finer_lags
+from neurofuse.cards import card, trace
+from neurofuse.recording import FloatArray, NeurofuseError, Recording
+
+Method = Literal["learned", "ridge", "xcorr", "gcc-phat", "pulses"]
+METHODS: tuple[Method, ...] = ("learned", "ridge", "xcorr", "gcc-phat", "pulses")
+# The start is looked for in so much of a session, at so many places at most.
+START_S, N_STARTS = 120.0, 5
+# How far the best lag of a scan must stand out among wrong ones, in their standard deviations; unrelated recordings
+# reach 1 or 2, related ones 6 and more.
+LEAST_SURPRISE = 4.0
+# How many standard errors windows as recorded must lie above windows put together wrongly.
+LEAST_EVIDENCE = 4.0
+# Another lag that explains the session nearly as well as the best, by this factor's logarithm, makes it ambiguous.
+RIVAL_NATS = 3.0
+SHORTEST_S = 20.0
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    """How two clocks are aligned."""
+
+    # "learned": self-supervised attention; the others are baselines, see `neurofuse.alignment.baselines`.
+    method: Method = "learned"
+    # What B's clock may do: differ, also run at another speed, also jump, anything.
+    model: Model = "piecewise"
+    # Largest lag looked for, seconds.
+    max_lag_s: float = 5.0
+    # The network looks so far around the first clock, seconds.
+    search_s: float = 0.5
+    # Seconds of a window whose lag baselines look for.
+    window_s: float = 10.0
+    # Seconds a token; None takes 20 ms, or the recording's own bins where they are longer.
+    token_s: float | None = None
+    # The clock to align, where there are more than two.
+    clock: str | None = None
+    # Count movement as a signal of its clock.
+    use_movement: bool = True
+    # Mains frequency to remove from LFP.
+    line_hz: float | None = None
+    # Gradient steps at most.
+    n_steps: int = 400
+    seed: int = 0
+
+    def check(self) -> None:
+        """Refuse settings that no recording could satisfy."""
+        if self.method not in METHODS:
+            raise NeurofuseError(f"there is no method '{self.method}'; choose one of {', '.join(METHODS)}.")
+        if self.model not in MODELS:
+            raise NeurofuseError(
+                f"there is no clock model '{self.model}'; choose one of {', '.join(MODELS)}."
+            )
+        for name in ("max_lag_s", "search_s", "window_s", "n_steps"):
+            value = getattr(self, name)
+            if not 0 < value < float("inf"):
+                raise NeurofuseError(f"{name} must be a positive number, got {value:g}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """The map between two clocks, and how far it is to be trusted.
+
+    Parameters
+    ----------
+    clock_a, clock_b : str
+        Names of the clocks; the map leads from B to A.
+    status : {"aligned", "ambiguous", "refused"}
+    verdict : str
+        The same in a sentence.
+    clock : ClockMap
+        `clock.to_a(stamps on B)`, and back. The best guess, whatever the status.
+    model : str
+    method : str
+    offset_s, skew_ppm : tuple of 3 float
+        Lag (stamp on B minus time on A) at the start of the session, and how fast B runs, each with a 95 % interval.
+    jumps : tuple of Jump
+    half_width_s : float
+        Half of the widest 95 % interval of the map over the session.
+    lag : Dataset, dims (clock, time, lag)
+        Over the session: `posterior`, `lag_mean_s`, `lag_q05_s`, `lag_q95_s`, `match`, `fitted_lag_s`, `trusted`.
+    evidence : dict
+        What the verdict rests on.
+    warnings : tuple of str
+    """
+
+    clock_a: str
+    clock_b: str
+    status: Literal["aligned", "ambiguous", "refused"]
+    verdict: str
+    clock: ClockMap
+    model: str
+    method: str
+    offset_s: tuple[float, float, float]
+    skew_ppm: tuple[float, float, float]
+    jumps: tuple[Jump, ...]
+    half_width_s: float
+    lag: xr.Dataset
+    evidence: dict[str, float]
+    warnings: tuple[str, ...] = ()
+
+    def apply(self, recording: Recording) -> Recording:
+        """The recording with everything of clock B re-timed to clock A."""
+        moved = recording.retimed(
+            self.clock_b,
+            self.clock.to_a,
+            did=f"clock '{self.clock_b}' aligned to '{self.clock_a}': {self.verdict}",
+        )
+        streams = tuple(
+            replace(s, clock=self.clock_a) if s.clock == self.clock_b else s for s in moved.streams
+        )
+        return moved.but(streams=streams)
+
+    def _repr_html_(self) -> str:
+        def told(x: tuple[float, float, float], scale: float, unit: str) -> str:
+            return f"{scale * x[0]:.5g} {unit} ({scale * x[1]:.5g} to {scale * x[2]:.5g})"
+
+        one = self.lag.isel(clock=0)
+        return card(
+            f"Clock '{self.clock_b}' against '{self.clock_a}': {self.status}",
+            facts=[
+                ("verdict", self.verdict),
+                ("lag at the start", told(self.offset_s, 1000.0, "ms")),
+                ("skew", told(self.skew_ppm, 1.0, "ppm")),
+                ("method", f"{self.method}, clock {self.model}"),
+                ("trusted", f"{100 * float(one['trusted'].mean()):.0f} % of the session"),
+                ("lag, mean and 90 %", trace(*(one[f"lag_{k}_s"].values for k in ("mean", "q05", "q95")))),
+            ],
+            head=("jump at (s)", "between", "by (ms)", "between"),
+            rows=[
+                (
+                    j.time_s,
+                    f"{j.time_low_s:.1f} and {j.time_high_s:.1f}",
+                    1000 * j.size_s,
+                    f"{1000 * j.size_low_s:.1f} and {1000 * j.size_high_s:.1f}",
+                )
+                for j in self.jumps
+            ],
+            warnings=self.warnings,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the posterior, JSON-safe."""
+
+        def plain(value: float) -> float | None:
+            return float(value) if np.isfinite(value) else None
+
+        def three(x: tuple[float, float, float]) -> dict[str, float | None]:
+            return {"value": plain(x[0]), "low": plain(x[1]), "high": plain(x[2])}
+
+        return {
+            "layout": "neurofuse-alignment-1",
+            "clock_a": self.clock_a,
+            "clock_b": self.clock_b,
+            "status": self.status,
+            "verdict": self.verdict,
+            "method": self.method,
+            "model": self.model,
+            "offset_s": three(self.offset_s),
+            "skew_ppm": three(self.skew_ppm),
+            "jumps": [{k: plain(v) for k, v in asdict(j).items()} for j in self.jumps],
+            "half_width_s": plain(self.half_width_s),
+            "trusted_share": plain(float(self.lag["trusted"].mean())),
+            "map": {"a_s": self.clock.a_s.tolist(), "b_s": self.clock.b_s.tolist()},
+            "evidence": {k: plain(v) for k, v in self.evidence.items()},
+            "warnings": list(self.warnings),
+        }
+
+
+class AlignmentRefused(NeurofuseError):
+    """Two streams that show no sign of belonging together; `alignment` holds what was found all the same."""
+
+    def __init__(self, alignment: Alignment) -> None:
+        super().__init__(alignment.verdict)
+        self.alignment = alignment
+
+
+def align(
+    recording: Recording,
+    *,
+    config: AlignConfig | None = None,
+    pulses: tuple[FloatArray, FloatArray] | None = None,
+    progress: bool = False,
+) -> Alignment:
+    """Estimate the map between two clocks of a recording over a whole session, from the signals alone.
+
+    Parameters
+    ----------
+    recording : Recording
+        With signals on two clocks. No stretch needs to be aligned already.
+    config : AlignConfig, optional
+    pulses : tuple of two ndarray, optional
+        Times of shared pulses on A and on B, seconds, for method "pulses"; by default found by name.
+    progress : bool
+        Show progress on stderr.
+
+    Returns
+    -------
+    Alignment
+
+    Raises
+    ------
+    AlignmentRefused
+        If the streams say no more about each other than streams put together wrongly do.
+    NeurofuseError
+        If there are not two clocks, or the recording is too short.
+    """
+    config = config or AlignConfig()
+    config.check()
+    if config.method == "pulses":
+        return _by_pulses(recording, config, pulses)
+    pair = pair_of(
+        recording,
+        clock=config.clock,
+        token_s=config.token_s,
+        line_hz=config.line_hz,
+        use_movement=config.use_movement,
+    )
+    rng = np.random.default_rng([config.seed, 31])
+    span_s = _shared_span(pair, config, recording)
+    evidence: dict[str, float] = {}
+    if config.method in ("xcorr", "gcc-phat"):
+        heard, fit, foreign = _by_curves(pair, config, span_s, _sum_curves(pair, config.method), rng)
+    else:
+        start, reader = _start(pair, config, span_s, rng)
+        evidence |= {
+            "scan_lag_s": start.best_s,
+            "scan_score": float(start.score.max()),
+            "scan_surprise": start.surprise,
+        }
+        if start.surprise < LEAST_SURPRISE:
+            clock = ClockMap.constant(start.best_s, *span_s)
+            return _refuse(pair, config, clock, span_s, evidence)
+        heard, fit, foreign = _by_reading(pair, config, span_s, reader, rng)
+        if config.method == "learned":
+            found: Learned = learn(
+                pair,
+                fit,
+                model=config.model,
+                search_s=config.search_s,
+                span_s=span_s,
+                n_steps=config.n_steps,
+                seed=config.seed,
+                progress=progress,
+            )
+            heard, fit, foreign = found.evidence, found.fit, found.foreign
+    evidence |= {
+        "own": float(foreign.own.mean()),
+        "foreign": float(foreign.other.mean()),
+        "evidence": foreign.surprise,
+        "inliers": float(fit.inlier.mean()),
+    }
+    if foreign.surprise < LEAST_EVIDENCE:
+        return _refuse(pair, config, fit.clock, span_s, evidence)
+    return _told(pair, config, heard, fit, evidence)
+
+
+def _shared_span(pair: Pair, config: AlignConfig, recording: Recording) -> tuple[float, float]:
+    """Start and stop of A, after a check that both clocks recorded for long enough."""
+    spans = []
+    for clock in pair.tokens.clocks:
+        there = np.flatnonzero(np.diff(clock.cover[:: pair.tokens.per_token]) > 0)
+        if there.size == 0:
+            raise NeurofuseError(f"clock '{clock.clock}' of '{recording.name}' recorded nothing.")
+        token = pair.tokens.token_s
+        spans.append(
+            (pair.tokens.origin_s + token * there[0], pair.tokens.origin_s + token * (there[-1] + 1))
+        )
+    (a0, a1), (b0, b1) = spans
+    overlap = min(a1, b1 + config.max_lag_s) - max(a0, b0 - config.max_lag_s)
+    need = max(SHORTEST_S, 2 * config.window_s)
+    if min(overlap, a1 - a0, b1 - b0) < need:
+        raise NeurofuseError(
+            f"the two clocks share {max(0.0, min(overlap, a1 - a0, b1 - b0)):.1f} s within +-{config.max_lag_s:g} s "
+            f"of each other and {need:g} s are needed; raise --max-lag if their zeros lie further apart."
+        )
+    return max(a0, b0 - config.max_lag_s), min(a1, b1 + config.max_lag_s)
+
+
+def _start(
+    pair: Pair, config: AlignConfig, span_s: tuple[float, float], rng: np.random.Generator
+) -> tuple[Scan, Reader]:
+    """The scan that stands out most, of the first minutes or, if those say little, of later ones."""
+    coarse = pair.coarse
+    low, high = (round((s - coarse.origin_s) / coarse.step_s) for s in span_s)
+    low, high = max(0, low), min(len(coarse), high)
+    n = min(high - low, round(START_S / coarse.step_s))
+    best: tuple[Scan, int] | None = None
+    firsts = np.unique(np.linspace(low, high - n, N_STARTS).astype(int)) if high - low > n else [low]
+    for first in firsts:
+        found = scan(coarse, int(first), int(first) + n, max_lag_s=config.max_lag_s, rng=rng)
+        if best is None or found.surprise > best[0].surprise:
+            best = found, int(first)
+        if found.surprise >= 2 * LEAST_SURPRISE:
+            break
+    assert best is not None
+    return best[0], Reader.fit(coarse, np.full(n, best[0].best_s), best[1], best[1] + n)
+
+
+def _windows_of(
+    pair: Pair, config: AlignConfig, span_s: tuple[float, float]
+) -> tuple[np.ndarray, int, FloatArray]:
+    """First steps of windows side by side that A was there for half of, their length, and their middles."""
+    coarse = pair.coarse
+    n = max(4, round(config.window_s / coarse.step_s))
+    low, high = (round((s - coarse.origin_s) / coarse.step_s) for s in span_s)
+    first = np.arange(max(0, low), min(len(coarse), high) - n + 1, n)
+    there = np.array([coarse.a_there[f : f + n].mean() >= 0.5 for f in first], dtype=bool)
+    first = first[there]
+    if first.size < 2:
+        raise NeurofuseError(
+            f"there are {first.size} windows of {config.window_s:g} s in which '{pair.clocks[0]}' was recorded; "
+            "two or more are needed."
+        )
+    return first, n, coarse.origin_s + (first + 0.5 * n) * coarse.step_s
+
+
+Curves = Callable[[np.ndarray, np.ndarray, int, np.ndarray], FloatArray]
+
+
+def _sum_curves(pair: Pair, method: str) -> Curves:
+    coarse = pair.coarse
+    own, other = summed(pair, coarse)
+    make = xcorr_curves if method == "xcorr" else gcc_phat_curves
+    apart = coarse.look_s / coarse.step_s
+    return lambda roll, first, n, lags: make(own, np.roll(other, int(roll), axis=0), apart, first, n, lags)
+
+
+def _by_curves(
+    pair: Pair, config: AlignConfig, span_s: tuple[float, float], curves: Curves, rng: np.random.Generator
+) -> tuple[Evidence, ClockFit, Foreign]:
+    """Evidence from correlations of windows with all of the other stream, and of the same rolled round."""
+    coarse = pair.coarse
+    first, n, time_s = _windows_of(pair, config, span_s)
+    grid_s = lag_grid(config.max_lag_s, coarse.step_s)
+    lags = np.arange(-(grid_s.size // 2), grid_s.size // 2 + 1)
+    score = curves(np.array(0), first, n, lags)
+    away = rng.integers(len(coarse) // 4, 3 * len(coarse) // 4, 3)
+    other = np.stack([curves(a, first, n, lags).max(1) for a in away])
+    foreign = Foreign(score.max(1), other)
+    fine_s, fine = on_finer_lags(grid_s, score)
+    fit = fit_clock(time_s, fine, fine_s, model=config.model, span_s=span_s)
+    lost = np.full(len(first), float(np.quantile(other, 0.95)))
+    return Evidence(time_s, fine_s, fine, lost, config.window_s), fit, foreign
+
+
+def _by_reading(
+    pair: Pair, config: AlignConfig, span_s: tuple[float, float], reader: Reader, rng: np.random.Generator
+) -> tuple[Evidence, ClockFit, Foreign]:
+    """Carry the start through the session by a ridge, fitted once more along the clock it finds."""
+    coarse = pair.coarse
+
+    def curves_of(reader: Reader) -> Curves:
+        return lambda roll, first, n, lags: reader.curves(
+            replace(coarse, b=np.roll(coarse.b, int(roll), axis=0)), first, n, lags
+        )
+
+    _, fit, _ = _by_curves(pair, config, span_s, curves_of(reader), rng)
+    time_s = coarse.origin_s + coarse.step_s * (np.arange(len(coarse)) + 0.5)
+    reader = Reader.fit(coarse, fit.clock.lag_s(time_s), 0, len(coarse))
+    return _by_curves(pair, config, span_s, curves_of(reader), rng)
+
+
+def _by_pulses(
+    recording: Recording, config: AlignConfig, pulses: tuple[FloatArray, FloatArray] | None
+) -> Alignment:
+    others = [c for c in recording.clocks if c != recording.reference]
+    if not others:
+        raise NeurofuseError(f"recording '{recording.name}' has one clock; there is nothing to align.")
+    names = recording.reference, config.clock or others[0]
+    a_s, b_s = pulses or (pulses_of(recording, names[0]), pulses_of(recording, names[1]))
+    a_s, b_s = np.sort(np.asarray(a_s, dtype=np.float64)), np.sort(np.asarray(b_s, dtype=np.float64))
+    time_s, lag_s, score = pulse_evidence(a_s, b_s, window_s=config.window_s, max_lag_s=config.max_lag_s)
+    span_s = (float(a_s[0]), float(a_s[-1]))
+    fit = fit_clock(time_s, score, lag_s, model=config.model, span_s=span_s)
+    rival = fit.rival_s, fit.rival_score
+    fit = sharpened(a_s, b_s, fit, model=config.model, span_s=span_s)
+    clock, matched, spread_s = pulse_clock(a_s, b_s, fit, model=config.model)
+    fit = replace(fit, clock=clock, rival_s=rival[0], rival_score=rival[1])
+    evidence = {"matched": matched, "spread_s": spread_s, "n_a": float(a_s.size), "n_b": float(b_s.size)}
+    heard = Evidence(time_s, lag_s, score, np.full(time_s.size, 2.0), config.window_s)
+    if matched < 0.5:
+        table = lag_table(heard, fit, names[1], names[0])
+        verdict = f"no shared pulses: refused, {100 * matched:.0f} % of those on '{names[0]}' have one on '{names[1]}'."
+        raise AlignmentRefused(_alignment(names, config, "refused", verdict, fit, table, evidence, ()))
+    status, verdict = _verdict(fit, names)
+    table = lag_table(heard, fit, names[1], names[0])
+    return _alignment(names, config, status, verdict, fit, table, evidence, ())
+
+
+def _refuse(
+    pair: Pair, config: AlignConfig, clock: ClockMap, span_s: tuple[float, float], evidence: dict[str, float]
+) -> Alignment:
+    a, b = pair.clocks
+    how = (
+        f"the best lag stands out by {evidence['scan_surprise']:.1f} standard deviations among wrong ones, "
+        f"{LEAST_SURPRISE:g} are needed"
+        if "evidence" not in evidence
+        else f"windows as recorded lie {evidence['evidence']:.1f} standard errors above windows put together wrongly, "
+        f"{LEAST_EVIDENCE:g} are needed"
+    )
+    verdict = f"no shared signal between '{a}' and '{b}': refused; {how}."
+    nothing = float("nan"), float("nan"), float("nan")
+    fit = ClockFit(clock, nothing, nothing, (), float("nan"), np.zeros(1), 0.0, float("nan"), float("-inf"))
+    time_s = np.linspace(*span_s, 5)
+    lag_s = lag_grid(config.max_lag_s, 0.1)
+    heard = Evidence(time_s, lag_s, np.zeros((5, lag_s.size)), np.full(5, 10.0), config.window_s)
+    table = lag_table(heard, fit, b, a)
+    raise AlignmentRefused(
+        _alignment(pair.clocks, config, "refused", verdict, fit, table, evidence, pair.warnings)
+    )
+
+
+def _told(
+    pair: Pair,
+    config: AlignConfig,
+    heard: Evidence,
+    fit: ClockFit,
+    evidence: dict[str, float],
+) -> Alignment:
+    warnings = list(pair.warnings)
+    table = lag_table(heard, fit, pair.clocks[1], pair.clocks[0], free=config.model == "free")
+    if config.model == "free":
+        fit = _freed(fit, table)
+    elif len(fit.jumps) > max(3, len(fit.inlier) // 20):
+        warnings.append(
+            f"{len(fit.jumps)} jumps were needed: this clock wanders; --model free follows it as it goes."
+        )
+    trusted = float(table["trusted"].mean())
+    if trusted < 0.8:
+        warnings.append(
+            f"the fitted clock is confirmed in {100 * trusted:.0f} % of the session only; see the figure."
+        )
+    status, verdict = _verdict(fit, pair.clocks)
+    return _alignment(pair.clocks, config, status, verdict, fit, table, evidence, tuple(warnings))
+
+
+def _verdict(fit: ClockFit, names: tuple[str, str]) -> tuple[Literal["aligned", "ambiguous"], str]:
+    if fit.rival_score > -RIVAL_NATS:
+        best = fit.offset_s[0]
+        return "ambiguous", f"ambiguous between lags of {best:+.3f} s and {fit.rival_s:+.3f} s"
+    return "aligned", f"'{names[1]}' aligned to '{names[0]}' to +-{1000 * fit.half_width_s:.1f} ms"
+
+
+def _freed(fit: ClockFit, table: xr.Dataset) -> ClockFit:
+    """The clock that follows the posterior, straight where it is not to be trusted."""
+    one = table.isel(clock=0)
+    sure = one["match"].values >= 0.5
+    if sure.sum() < 2:
+        return fit
+    time_s, lag_s = one["time"].values[sure], one["lag_mean_s"].values[sure]
+    width = 0.5 * (one["lag_q95_s"].values - one["lag_q05_s"].values)[sure]
+    clock = ClockMap.of_lags(time_s, lag_s)
+    # From a 90 % interval to a 95 % one, that of most of the session.
+    return replace(fit, clock=clock, jumps=(), half_width_s=float(1.19 * np.quantile(width, 0.9)))
+
+
+def _alignment(
+    names: tuple[str, str],
+    config: AlignConfig,
+    status: Literal["aligned", "ambiguous", "refused"],
+    verdict: str,
+    fit: ClockFit,
+    table: xr.Dataset,
+    evidence: dict[str, float],
+    warnings: tuple[str, ...],
+) -> Alignment:
+    return Alignment(
+        names[0],
+        names[1],
+        status,
+        verdict,
+        fit.clock,
+        config.model,
+        config.method,
+        fit.offset_s,
+        fit.skew_ppm,
+        fit.jumps,
+        fit.half_width_s,
+        table,
+        evidence,
+        warnings,
+    )

@@ -1,0 +1,120 @@
+"""In: evidence about the lag along a session. Out: what is believed of it at every moment, as a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from scipy.interpolate import make_interp_spline
+
+from neurofuse.alignment.clock import NEAR_S, ClockFit
+from neurofuse.decoders.finder import track_session
+from neurofuse.recording import FloatArray
+from neurofuse.scores import posterior_summary
+
+# Baselines' lags are told this finely, seconds.
+FINER_S = 0.01
+# At most so many moments are kept in the table.
+MOST_ROWS = 4000
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What windows of a session say about the lag.
+
+    Parameters
+    ----------
+    time_s : ndarray, shape (N,)
+        Their middles, on A.
+    lag_s : ndarray, shape (G,)
+        Evenly spaced.
+    score : ndarray, shape (N, G)
+        Log-likelihood of each lag.
+    lost : ndarray, shape (N,)
+        Log-likelihood of no match, on the same scale.
+    window_s : float
+    """
+
+    time_s: FloatArray
+    lag_s: FloatArray
+    score: FloatArray
+    lost: FloatArray
+    window_s: float
+
+
+@dataclass(frozen=True, eq=False)
+class Foreign:
+    """The best score of windows as recorded, and of windows put together wrongly.
+
+    Parameters
+    ----------
+    own : ndarray, shape (N,)
+    other : ndarray, shape (K, N)
+        K ways to put each window together wrongly.
+    """
+
+    own: FloatArray
+    other: FloatArray
+
+    @property
+    def surprise(self) -> float:
+        """How far the mean of the first lies above that of the second, in standard errors.
+
+        The scores are turned into ranks first, so that a few windows of huge evidence do not decide.
+        """
+        n = self.own.size
+        ranks = np.argsort(np.argsort(np.concatenate([self.own, self.other.ravel()]))) / (n + self.other.size)
+        mine, theirs = ranks[:n], ranks[n:].reshape(self.other.shape).mean(0)
+        # The variance of a uniform rank, in case windows are few.
+        error = np.sqrt(max(float(np.var(mine - theirs)), 1 / 24) / n)
+        return float((mine - theirs).mean() / error)
+
+
+def on_finer_lags(
+    lag_s: FloatArray, score: FloatArray, step_s: float = FINER_S
+) -> tuple[FloatArray, FloatArray]:
+    """Evidence interpolated (cubic) to a finer grid of lags."""
+    n = max(1, round(float(lag_s[1] - lag_s[0]) / step_s))
+    fine_s = lag_s[0] + (lag_s[1] - lag_s[0]) / n * np.arange((lag_s.size - 1) * n + 1)
+    return fine_s, make_interp_spline(lag_s, score, k=3, axis=1)(fine_s)
+
+
+def lag_table(
+    heard: Evidence, fit: ClockFit, clock: str, reference: str, *, free: bool = False
+) -> xr.Dataset:
+    """The lag posterior of one clock along a session, and the fitted clock beside it."""
+    every = max(1, -(-len(heard.time_s) // MOST_ROWS))
+    score, lost, time_s = heard.score, heard.lost, heard.time_s
+    if every > 1:
+        edges = np.arange(0, len(time_s), every)
+        score, lost = np.add.reduceat(score, edges), np.add.reduceat(lost, edges)
+        time_s = np.add.reduceat(time_s, edges) / np.diff(np.append(edges, len(time_s)))
+    posterior, match = track_session(score, lost, drift=_drift(heard) if free else 0.5)
+    found = posterior_summary(posterior, heard.lag_s)
+    fitted = fit.clock.lag_s(time_s)
+    near = np.abs(heard.lag_s - fitted[:, None]) <= NEAR_S
+    agrees = (posterior * near).sum(1) >= 0.5
+    columns = {
+        **{k: found[k] for k in ("lag_mean_s", "lag_q05_s", "lag_q95_s", "lag_map_s")},
+        "match": match,
+        "fitted_lag_s": fitted,
+        "trusted": ((match >= 0.5) & (agrees | free)).astype(np.int8),
+    }
+    return xr.Dataset(
+        {name: (("clock", "time"), np.asarray(v)[None]) for name, v in columns.items()}
+        | {"posterior": (("clock", "time", "lag"), posterior[None].astype(np.float32))},
+        coords={"clock": [clock], "time": time_s, "lag": heard.lag_s},
+        attrs={
+            "reference": reference,
+            "token_s": float(heard.window_s * every),
+            "half_width_s": fit.half_width_s,
+        },
+    )
+
+
+def _drift(heard: Evidence) -> float:
+    """Steps of the lag from window to window, in grid steps, robustly."""
+    best = heard.score.argmax(1).astype(float)
+    moved = np.abs(best[2:] - best[:-2]) / np.sqrt(2)
+    return float(np.clip(1.4826 * np.median(moved) if moved.size else 0.5, 0.5, 5.0))
