@@ -25,8 +25,8 @@ from neurofuse.alignment.baselines import (
     xcorr_curves,
 )
 from neurofuse.alignment.clock import MODELS, ClockFit, ClockMap, Jump, Model, fit_clock
-from neurofuse.alignment.learned import Learned, learn
-from neurofuse.alignment.pair import Pair, lag_grid, pair_of
+from neurofuse.alignment.learned import learn
+from neurofuse.alignment.pair import Coarse, Pair, lag_grid, pair_of
 from neurofuse.alignment.scan import Reader, Scan, scan
 from neurofuse.alignment.told import Evidence, Foreign, lag_table, on_finer_lags
 from neurofuse.recording import FloatArray, NeurofuseError, Recording
@@ -40,9 +40,12 @@ START_S, N_STARTS = 120.0, 5
 LEAST_SURPRISE = 4.0
 # How many standard errors windows as recorded must lie above windows put together wrongly.
 LEAST_EVIDENCE = 4.0
-# Another lag that explains the session nearly as well as the best, by this factor's logarithm, makes it ambiguous.
-RIVAL_NATS = 3.0
+# Another lag that explains the session nearly as well as the best, by this factor's logarithm, makes it ambiguous:
+# for each window and at least in all.
+RIVAL_NATS, RIVAL_NATS_ALL = 0.1, 5.0
 SHORTEST_S = 20.0
+# Stretches that ridges are fitted on and read in turn, seconds.
+SIDE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -233,7 +236,7 @@ def align(
             return _refuse(pair, config, clock, span_s, evidence)
         heard, fit, foreign = _by_reading(pair, config, span_s, reader, rng)
         if config.method == "learned":
-            found: Learned = learn(
+            found = learn(
                 pair,
                 fit,
                 model=config.model,
@@ -243,7 +246,13 @@ def align(
                 seed=config.seed,
                 progress=progress,
             )
-            heard, fit, foreign = found.evidence, found.fit, found.foreign
+            if found.foreign.surprise >= LEAST_EVIDENCE or foreign.surprise < LEAST_EVIDENCE:
+                heard, fit, foreign = found.evidence, found.fit, found.foreign
+            else:
+                pair = replace(
+                    pair,
+                    warnings=(*pair.warnings, "the network learned too little; a ridge found this clock."),
+                )
     evidence |= {
         "own": float(foreign.own.mean()),
         "foreign": float(foreign.other.mean()),
@@ -347,18 +356,33 @@ def _by_curves(
 def _by_reading(
     pair: Pair, config: AlignConfig, span_s: tuple[float, float], reader: Reader, rng: np.random.Generator
 ) -> tuple[Evidence, ClockFit, Foreign]:
-    """Carry the start through the session by a ridge, fitted once more along the clock it finds."""
+    """Carry the start through the session by a ridge, fitted again along the clock it finds.
+
+    Windows are then read by a ridge that was fitted on others: those of every other minute read the rest.
+    """
     coarse = pair.coarse
 
-    def curves_of(reader: Reader) -> Curves:
-        return lambda roll, first, n, lags: reader.curves(
-            replace(coarse, b=np.roll(coarse.b, int(roll), axis=0)), first, n, lags
-        )
+    def rolled(roll: np.ndarray) -> Coarse:
+        return replace(coarse, b=np.roll(coarse.b, int(roll), axis=0))
 
-    _, fit, _ = _by_curves(pair, config, span_s, curves_of(reader), rng)
-    time_s = coarse.origin_s + coarse.step_s * (np.arange(len(coarse)) + 0.5)
-    reader = Reader.fit(coarse, fit.clock.lag_s(time_s), 0, len(coarse))
-    return _by_curves(pair, config, span_s, curves_of(reader), rng)
+    def alike(roll: np.ndarray, first: np.ndarray, n: int, lags: np.ndarray) -> FloatArray:
+        return reader.curves(rolled(roll), first, n, lags)
+
+    _, fit, _ = _by_curves(pair, config, span_s, alike, rng)
+    step = np.arange(len(coarse))
+    lag_s = fit.clock.lag_s(coarse.origin_s + coarse.step_s * (step + 0.5))
+    n_side = max(round(SIDE_S / coarse.step_s), 1)
+    side = step // min(n_side, max(1, len(coarse) // 4)) % 2
+    readers = [Reader.fit(coarse, np.where(side == k, lag_s, np.nan), 0, len(coarse)) for k in (0, 1)]
+
+    def crossed(roll: np.ndarray, first: np.ndarray, n: int, lags: np.ndarray) -> FloatArray:
+        out = np.zeros((first.size, lags.size))
+        for k in (0, 1):
+            mine = side[first + n // 2] == k
+            out[mine] = readers[1 - k].curves(rolled(roll), first[mine], n, lags)
+        return out
+
+    return _by_curves(pair, config, span_s, crossed, rng)
 
 
 def _by_pulses(
@@ -436,7 +460,7 @@ def _told(
 
 
 def _verdict(fit: ClockFit, names: tuple[str, str]) -> tuple[Literal["aligned", "ambiguous"], str]:
-    if fit.rival_score > -RIVAL_NATS:
+    if fit.rival_score > -max(RIVAL_NATS_ALL, RIVAL_NATS * fit.inlier.size):
         best = fit.offset_s[0]
         return "ambiguous", f"ambiguous between lags of {best:+.3f} s and {fit.rival_s:+.3f} s"
     return "aligned", f"'{names[1]}' aligned to '{names[0]}' to +-{1000 * fit.half_width_s:.1f} ms"
