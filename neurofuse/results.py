@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from neurofuse.alignment.session import Alignment
+from neurofuse.alignment.outcome import Alignment
 from neurofuse.decode import DecodeConfig, DecodeResult
 from neurofuse.recording import NeurofuseError
 from neurofuse.report import write_report

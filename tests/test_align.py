@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 import neurofuse
 from neurofuse.alignment.baselines import pulse_evidence, pulses_of
 from neurofuse.alignment.clock import ClockMap, fit_clock
+from neurofuse.alignment.outcome import AlignConfig, AlignmentRefused
 from neurofuse.alignment.pair import pair_of
 from neurofuse.alignment.scan import scan
-from neurofuse.alignment.session import AlignConfig, AlignmentRefused, align
+from neurofuse.alignment.session import align
 from neurofuse.alignment.told import Foreign
 from neurofuse.figures import plot_clock
 from neurofuse.jitters.lag import Offset, Skew
