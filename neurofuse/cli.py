@@ -218,7 +218,7 @@ def align(
     """
     import numpy as np
 
-    from neurofuse.alignment.session import AlignConfig
+    from neurofuse.alignment.outcome import AlignConfig
     from neurofuse.alignment.session import align as align_recording
     from neurofuse.decoders.training import use_threads
     from neurofuse.jitters.lag import move_clock, parse_law

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from neurofuse.alignment.session import Alignment
+from neurofuse.alignment.outcome import Alignment
 from neurofuse.cells import ORACLE
 from neurofuse.decode import DecodeConfig, DecodeResult
 from neurofuse.recording import NeurofuseError

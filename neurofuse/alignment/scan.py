@@ -110,10 +110,9 @@ def held_out(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> FloatArray:
     total = float(np.square(y).sum()) + 1e-12
     gained = np.zeros(len(PENALTIES))
     for own_gram, own_moment in zip(grams, moments, strict=True):
-        values, vectors = np.linalg.eigh((gram - own_gram).astype(np.float64))
-        turned = vectors.T @ (moment - own_moment)
-        for k, penalty in enumerate(PENALTIES):
-            w = vectors @ (turned / (values + penalty * len(x))[:, None])
+        rest = (gram - own_gram).astype(np.float64)
+        loaded = rest + len(x) * np.asarray(PENALTIES)[:, None, None] * np.eye(len(rest))
+        for k, w in enumerate(np.linalg.solve(loaded, (moment - own_moment).astype(np.float64))):
             gained[k] += 2 * float((w * own_moment).sum()) - float(((own_gram @ w) * w).sum())
     return gained / total
 
