@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
+from scipy.fft import irfft, next_fast_len, rfft
 
 from neurofuse.alignment.pair import Coarse, lag_grid
 from neurofuse.recording import FloatArray
@@ -166,13 +166,15 @@ def correlation_evidence(
     power = np.concatenate(
         [np.zeros((1, b.shape[1])), np.cumsum(np.square(padded, dtype=np.float64), axis=0)]
     )
+    size = next_fast_len(n_steps + lags.size - 1, real=True)
     for k, f in enumerate(first):
         own = a[f : f + n_steps]
         begin = f + low + max(0, -low)
-        near = sliding_window_view(padded[begin : begin + n_steps + lags.size - 1], n_steps, axis=0)
-        product = np.einsum("tp,lpt->lp", own, near, optimize=True)
+        near = padded[begin : begin + n_steps + lags.size - 1]
+        spectrum = np.conj(rfft(own, size, axis=0)) * rfft(near, size, axis=0)
+        product = irfft(spectrum, size, axis=0)[: lags.size]
         starts = begin + np.arange(lags.size)
-        norm = np.sqrt((power[starts + n_steps] - power[starts]) * np.square(own).sum(0))
+        norm = np.sqrt(np.maximum(power[starts + n_steps] - power[starts], 0) * np.square(own).sum(0))
         r = np.clip(product / np.maximum(norm, 1e-9), 0, 0.999)
         looks = max(1.0, len(own) / apart)
         out[k] = -0.5 * looks * np.log1p(-(r**2)).sum(-1)
