@@ -243,8 +243,18 @@ def test_anomalies_fall_with_signal_and_stay_below_guessing(bt, bw, a, step):
             snr1=np.inf, snr2=c / (1 - c), bandwidth_hz=1, window_s=bt, range_s=bw
         )
 
-    # To the accuracy of the quadrature.
     assert -1e-9 <= p(step * a) <= p(a) + 1e-5 <= 1 - 1 / bw + 2e-5
+
+
+@pytest.mark.parametrize(("bt", "bw"), [(4, 130), (4, 200), (10, 200), (4, 20)])
+def test_more_signal_never_means_more_anomalies(bt, bw):
+    strengths = np.geomspace(0.1, 2.8, 400)
+    shares = strengths**2 / (2 * bt)
+    found = [
+        theory.anomaly_probability(snr1=np.inf, snr2=c / (1 - c), bandwidth_hz=1, window_s=bt, range_s=bw)
+        for c in shares
+    ]
+    assert np.diff(found).max() <= 1e-5
 
 
 def test_no_signal_is_guessing():

@@ -205,22 +205,24 @@ def _integral(snr: FloatArray, bt: float, bw: float) -> FloatArray:
 
 
 @lru_cache(maxsize=256)
-def _turn(bt: float, bw: float) -> tuple[float, float]:
-    """A below which the integral falls again, and its value there."""
+def _envelope(bt: float, bw: float) -> tuple[FloatArray, FloatArray]:
+    """The integral on a grid of A, nowhere below what follows, from the A below which it would fall again."""
     grid = np.linspace(0.02, min(3.0, 0.999 * np.sqrt(2 * bt)), 600)
     values = _integral(grid, bt, bw)
-    top = int(np.argmax(values))
-    return float(grid[top]), float(values[top])
+    turn = int(np.argmax(values))
+    # With few independent samples it also rises a little on its way down, by up to .003.
+    return grid[turn:], np.maximum.accumulate(values[turn:][::-1])[::-1]
 
 
 def anomaly_at(snr: float, bt: float, bw: float) -> float:
     """`anomaly_probability` as a function of A, BT and BW alone."""
     guessing = max(0.0, 1 - 1 / bw)
-    turn, top = _turn(bt, bw)
-    if snr >= turn:
-        value = float(_integral(np.array([snr]), bt, bw)[0])
+    grid, values = _envelope(bt, bw)
+    if snr < grid[0]:
+        value = guessing + (values[0] - guessing) * snr / grid[0]
     else:
-        value = guessing + (top - guessing) * snr / turn
+        later = values[np.searchsorted(grid, snr) :][:1]
+        value = float(np.max([*_integral(np.array([snr]), bt, bw), *later]))
     return float(np.clip(value, 0.0, guessing))
 
 
