@@ -9,7 +9,7 @@ decode: $(VENV)/.installed
 	$(BIN)/neurofuse decode demo --out out/demo
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

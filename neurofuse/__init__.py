@@ -12,9 +12,9 @@ __version__ = "0.1.0"
 
 # Public name -> the module that defines it. `load`, `info` and `fetch` live in the sibling package.
 _PUBLIC = {
-    "AlignConfig": "neurofuse.alignment.session",
-    "Alignment": "neurofuse.alignment.session",
-    "AlignmentRefused": "neurofuse.alignment.session",
+    "AlignConfig": "neurofuse.alignment.outcome",
+    "Alignment": "neurofuse.alignment.outcome",
+    "AlignmentRefused": "neurofuse.alignment.outcome",
     "align": "neurofuse.alignment.session",
     "DecodeConfig": "neurofuse.decode",
     "decode_recording": "neurofuse.decode",
@@ -91,7 +91,8 @@ __all__ = [
 if TYPE_CHECKING:
     from data_loaders import info, load
     from data_loaders.fetch import fetch
-    from neurofuse.alignment.session import AlignConfig, Alignment, AlignmentRefused, align
+    from neurofuse.alignment.outcome import AlignConfig, Alignment, AlignmentRefused
+    from neurofuse.alignment.session import align
     from neurofuse.cells import StudyConfig
     from neurofuse.decode import DecodeConfig, decode_recording
     from neurofuse.decoders.contract import Decoder

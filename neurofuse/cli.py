@@ -218,7 +218,7 @@ def align(
     """
     import numpy as np
 
-    from neurofuse.alignment.session import AlignConfig
+    from neurofuse.alignment.outcome import AlignConfig
     from neurofuse.alignment.session import align as align_recording
     from neurofuse.decoders.training import use_threads
     from neurofuse.jitters.lag import move_clock, parse_law
@@ -519,7 +519,9 @@ def _threshold_said(one: dict[str, Any]) -> str:
     """One threshold on one line."""
     unit = "" if one["unit"] == "1" else f" {one['unit']}"
     if one["measured"] is None:
-        level = f"censored ({one['censored']} the levels tried)" if one["levels"] else "not measured"
+        sides = {"above": "above the levels tried", "below": "below the levels tried"}
+        sides |= {"both": "above the levels tried for some seeds, below for others"}
+        level = f"censored ({sides.get(one['censored'], 'too little was measured')})"
     else:
         low, high = (("?" if x is None else f"{x:.3g}") for x in one["ci95"] or (None, None))
         level = f"{one['measured']:.3g}{unit} (95 % {low} to {high})"

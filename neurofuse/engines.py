@@ -32,6 +32,8 @@ from neurofuse.storage import whole_file
 Work = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 # How often a task that took its worker down is tried again before it is set aside.
 RETRIES = 2
+# A worker with nothing to do may take this long to leave.
+GOODBYE_S = 10.0
 # Workers that die one after the other before they could begin: the fault is not in a task.
 MOST_FALSE_STARTS = 3
 
@@ -103,9 +105,9 @@ def run_tasks(
 
     Notes
     -----
-    A process has one task at a time, so a worker that is killed costs and accuses that task alone: it is tried
-    twice more, last of all, and then quarantined. Dask
-    counts for itself (`distributed.scheduler.allowed-failures`), and what it gives up is tried again alone.
+    A process has one task at a time, so a worker that is killed costs and accuses that task alone: it is tried twice
+    more, last of all, and then quarantined. Dask counts for itself (`distributed.scheduler.allowed-failures`), and
+    what it gives up is tried again alone; a cluster without workers is waited for.
     """
     if jobs < 0:
         raise NeurofuseError(f"jobs must be zero or more, got {jobs}.")
@@ -207,9 +209,12 @@ class _Worker:
             self.pipe.send(task.coordinates)
 
     def stop(self) -> None:
+        """End it: by itself if it has nothing to do, so that it clears up what it holds, else at once."""
+        self.pipe.close()
+        if self.ready and self.task is None:
+            self.process.join(GOODBYE_S)
         self.process.kill()
         self.process.join()
-        self.pipe.close()
 
 
 def _serve(pipe: Connection, work: Work, context: dict[str, Any]) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from neurofuse.alignment.session import Alignment
+from neurofuse.alignment.outcome import Alignment
+from neurofuse.cells import ORACLE
 from neurofuse.decode import DecodeConfig, DecodeResult
 from neurofuse.recording import NeurofuseError
 from neurofuse.report import write_report
@@ -83,7 +84,9 @@ def save_thresholds(folder: Path, study: xr.Dataset) -> dict[str, Any]:
     notes: dict[str, None] = {}
     for quantity, method in product(get_args(Quantity), get_args(Method)):
         try:
-            found = thresholds(study, quantity=quantity, method=method)
+            # Who is told the lag does not look for it.
+            asked = study if quantity == "gain" else study.drop_sel(model=ORACLE, errors="ignore")
+            found = thresholds(asked, quantity=quantity, method=method)
         except NeurofuseError as error:
             notes[f"{quantity}: {error}"] = None
             continue

@@ -194,7 +194,7 @@ def test_ctrl_c_exits_with_130_and_leaves_nothing(tmp_path):
 
 def test_an_unknown_command_option_or_missing_path(refused, tmp_path):
     path = counts(tmp_path / "a.npz")
-    assert "decode, predict, info, convert" in refused("decipher", path, out=False)
+    assert "decode, align, study, predict, info, convert, fetch" in refused("decipher", path, out=False)
     assert "Did you mean --movement?" in refused("decode", path, "--movment", "pos")
     refused("decode", sentence="no file was given; pass a path, or PATH::NAME")
     refused("decode", path, "--movement", out=False, sentence="--movement requires an argument")

@@ -30,6 +30,7 @@ def draw(context, coordinates):
     if coordinates["k"] == context.get("poison"):
         with open(Path(marks) / "poison", "a") as file:
             file.write("x")
+        time.sleep(context.get("poison_s", 0.0))
         os.kill(os.getpid(), signal.SIGKILL)
     once = marks and Path(marks) / f"once-{coordinates['k']}"
     if coordinates["k"] in context.get("die_once", []) and not once.exists():
@@ -196,11 +197,13 @@ def test_a_scheduler_that_does_not_answer_is_refused(tmp_path):
         run_tasks(draw, tasks(1), folder=tmp_path, context={"seed": 1}, jobs=-1)
 
 
+@pytest.mark.slow
 def test_a_dask_worker_that_dies_is_replaced_and_poison_set_aside(tmp_path):
     import dask
     from distributed import Client, LocalCluster
 
-    context = {"seed": 1, "marks": str(tmp_path), "poison": 2, "die_once": [0]}
+    # A worker that dies in the moment it registers counts as one that cannot start, and Dask gives it up.
+    context = {"seed": 1, "marks": str(tmp_path), "poison": 2, "poison_s": 1.0}
     quiet = {"distributed.scheduler.allowed-failures": RETRIES, "logging.distributed": "critical"}
     with (
         dask.config.set(quiet),

@@ -243,7 +243,8 @@ def test_anomalies_fall_with_signal_and_stay_below_guessing(bt, bw, a, step):
             snr1=np.inf, snr2=c / (1 - c), bandwidth_hz=1, window_s=bt, range_s=bw
         )
 
-    assert -1e-9 <= p(step * a) <= p(a) + 1e-6 <= 1 - 1 / bw + 2e-6
+    # To the accuracy of the quadrature.
+    assert -1e-9 <= p(step * a) <= p(a) + 1e-5 <= 1 - 1 / bw + 2e-5
 
 
 def test_no_signal_is_guessing():

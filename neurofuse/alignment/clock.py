@@ -29,6 +29,8 @@ NEAR_S = 0.1
 N_LEFT_OUT = 20
 # Half-width of a 95 % interval in standard errors, of so many stretches (Student's t, 15 or so degrees of freedom).
 WIDE = 2.13
+# Jumps smaller than so many of their standard errors are taken back.
+LEAST_JUMP = 5.0
 # Moments of a jump stay in its interval while they are no less likely than the best by this factor's logarithm.
 SPLIT_NATS = 3.0
 
@@ -209,8 +211,13 @@ def fit_clock(
     assert best is not None
     score, skew, path = best
     label = np.concatenate([[0], np.cumsum(np.diff(path) != 0)]).astype(np.int64)
-    offsets = lag_s[path[np.unique(label, return_index=True)[1]]]
-    fit = _refined(since, say, lag_s, label, offsets, 1e-6 * skew, with_skew=model != "offset")
+    while True:
+        offsets = lag_s[path[np.unique(label, return_index=True)[1]]]
+        fit = _refined(since, say, lag_s, label, offsets, 1e-6 * skew, with_skew=model != "offset")
+        weakest = _weakest_jump(fit, step_s)
+        if weakest is None:
+            break
+        label = label - (label > weakest)
     rival_s, rival_score = _rival(_sheared(say, 1e-6 * skew * since / step_s), lag_s, label)
     return _told(fit, time_s, say, lag_s, span_s, middle_s, score, rival_s, rival_score, fine)
 
@@ -311,6 +318,20 @@ def _errors(design: FloatArray, y: FloatArray, weight: FloatArray, theta: FloatA
     # Both are covariances; the larger scale of the two is kept.
     grow = np.sqrt(np.maximum(1.0, np.diag(jack) / np.maximum(np.diag(plain), 1e-30)))
     return plain * np.outer(grow, grow)
+
+
+def _weakest_jump(lines: _Lines, step_s: float) -> int | None:
+    """The segment after the jump that least deserves its name: no larger than a grid step, or than its error allows."""
+    size = np.diff(lines.theta[:-1])
+    if not size.size:
+        return None
+    var = np.diag(lines.cov)[:-1]
+    both = np.diag(lines.cov, 1)[: size.size]
+    z = np.abs(size) / np.sqrt(np.maximum(var[1:] + var[:-1] - 2 * both, 1e-18))
+    # Steps of a grid and windows surer than they should be are what small jumps are made of.
+    worth = np.where(np.abs(size) <= 1.5 * step_s, 0.0, z)
+    k = int(worth.argmin())
+    return k if worth[k] < LEAST_JUMP else None
 
 
 def _rival(sheared: FloatArray, lag_s: FloatArray, label: np.ndarray) -> tuple[float, float]:

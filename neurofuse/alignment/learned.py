@@ -74,8 +74,8 @@ def learn(
     blocks = listen(finder, pair, start.clock, span_s=span_s)
     foreign = heard_wrong(finder, held)
     fit = _fit(blocks, start, model, span_s)
-    fit = moved_by(fit, zero_of(pair, fit.clock, span_s))
-    return Learned(finder, blocks, fit, foreign)
+    zero = zero_of(pair, fit.clock, span_s)
+    return Learned(finder, replace(blocks, lag_s=blocks.lag_s + zero[0]), moved_by(fit, zero), foreign)
 
 
 def _fit(blocks: Evidence, start: ClockFit, model: Model, span_s: tuple[float, float]) -> ClockFit:

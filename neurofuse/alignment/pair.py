@@ -15,7 +15,7 @@ import xarray as xr
 from scipy.ndimage import gaussian_filter1d
 
 from neurofuse.features import FeatureConfig, channel_quality, drop_bad, lfp_features, resample
-from neurofuse.recording import FloatArray, NeurofuseError, Recording, Signal, Spikes, Stream
+from neurofuse.recording import FloatArray, NeurofuseError, Recording, Signal, Stream
 from neurofuse.tokens import ClockTokens, Tokens, tokenize
 
 # Mean over this long is taken off every feature, seconds.
@@ -254,16 +254,6 @@ def _without_trend(clock: ClockTokens, tokens: Tokens, fine_s: float) -> ClockTo
         trend = (column[high] - column[low]) / seen
         total[1:, k] = np.cumsum(np.diff(column) - trend * own)
     return replace(clock, total=total)
-
-
-def features_named(pair: Pair, side: int, word: str) -> np.ndarray:
-    """Columns of a clock whose name holds `word`."""
-    return np.array([word in f for f in pair.tokens.clocks[side].features])
-
-
-def is_population(stream: Stream) -> bool:
-    """Units, as spikes or counts."""
-    return isinstance(stream, Spikes) or stream.kind == "counts"
 
 
 def lag_grid(max_lag_s: float, step_s: float) -> FloatArray:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
+from scipy.fft import irfft, next_fast_len, rfft
 
 from neurofuse.alignment.pair import Coarse, lag_grid
 from neurofuse.recording import FloatArray
@@ -110,10 +110,9 @@ def held_out(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> FloatArray:
     total = float(np.square(y).sum()) + 1e-12
     gained = np.zeros(len(PENALTIES))
     for own_gram, own_moment in zip(grams, moments, strict=True):
-        values, vectors = np.linalg.eigh((gram - own_gram).astype(np.float64))
-        turned = vectors.T @ (moment - own_moment)
-        for k, penalty in enumerate(PENALTIES):
-            w = vectors @ (turned / (values + penalty * len(x))[:, None])
+        rest = (gram - own_gram).astype(np.float64)
+        loaded = rest + len(x) * np.asarray(PENALTIES)[:, None, None] * np.eye(len(rest))
+        for k, w in enumerate(np.linalg.solve(loaded, (moment - own_moment).astype(np.float64))):
             gained[k] += 2 * float((w * own_moment).sum()) - float(((own_gram @ w) * w).sum())
     return gained / total
 
@@ -167,13 +166,15 @@ def correlation_evidence(
     power = np.concatenate(
         [np.zeros((1, b.shape[1])), np.cumsum(np.square(padded, dtype=np.float64), axis=0)]
     )
+    size = next_fast_len(n_steps + lags.size - 1, real=True)
     for k, f in enumerate(first):
         own = a[f : f + n_steps]
         begin = f + low + max(0, -low)
-        near = sliding_window_view(padded[begin : begin + n_steps + lags.size - 1], n_steps, axis=0)
-        product = np.einsum("tp,lpt->lp", own, near, optimize=True)
+        near = padded[begin : begin + n_steps + lags.size - 1]
+        spectrum = np.conj(rfft(own, size, axis=0)) * rfft(near, size, axis=0)
+        product = irfft(spectrum, size, axis=0)[: lags.size]
         starts = begin + np.arange(lags.size)
-        norm = np.sqrt((power[starts + n_steps] - power[starts]) * np.square(own).sum(0))
+        norm = np.sqrt(np.maximum(power[starts + n_steps] - power[starts], 0) * np.square(own).sum(0))
         r = np.clip(product / np.maximum(norm, 1e-9), 0, 0.999)
         looks = max(1.0, len(own) / apart)
         out[k] = -0.5 * looks * np.log1p(-(r**2)).sum(-1)

@@ -9,8 +9,8 @@ streams put together wrongly.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import xarray as xr
@@ -24,16 +24,14 @@ from neurofuse.alignment.baselines import (
     summed,
     xcorr_curves,
 )
-from neurofuse.alignment.clock import MODELS, ClockFit, ClockMap, Jump, Model, fit_clock
-from neurofuse.alignment.learned import Learned, learn
-from neurofuse.alignment.pair import Pair, lag_grid, pair_of
+from neurofuse.alignment.clock import ClockFit, ClockMap, fit_clock
+from neurofuse.alignment.learned import learn
+from neurofuse.alignment.outcome import AlignConfig, Alignment, AlignmentRefused
+from neurofuse.alignment.pair import Coarse, Pair, lag_grid, pair_of
 from neurofuse.alignment.scan import Reader, Scan, scan
 from neurofuse.alignment.told import Evidence, Foreign, lag_table, on_finer_lags
-from neurofuse.cards import card, trace
 from neurofuse.recording import FloatArray, NeurofuseError, Recording
 
-Method = Literal["learned", "ridge", "xcorr", "gcc-phat", "pulses"]
-METHODS: tuple[Method, ...] = ("learned", "ridge", "xcorr", "gcc-phat", "pulses")
 # The start is looked for in so much of a session, at so many places at most.
 START_S, N_STARTS = 120.0, 5
 # How far the best lag of a scan must stand out among wrong ones, in their standard deviations; unrelated recordings
@@ -41,167 +39,12 @@ START_S, N_STARTS = 120.0, 5
 LEAST_SURPRISE = 4.0
 # How many standard errors windows as recorded must lie above windows put together wrongly.
 LEAST_EVIDENCE = 4.0
-# Another lag that explains the session nearly as well as the best, by this factor's logarithm, makes it ambiguous.
-RIVAL_NATS = 3.0
+# Another lag that explains the session nearly as well as the best, by this factor's logarithm, makes it ambiguous:
+# for each window and at least in all.
+RIVAL_NATS, RIVAL_NATS_ALL = 0.1, 5.0
 SHORTEST_S = 20.0
-
-
-@dataclass(frozen=True)
-class AlignConfig:
-    """How two clocks are aligned."""
-
-    # "learned": self-supervised attention; the others are baselines, see `neurofuse.alignment.baselines`.
-    method: Method = "learned"
-    # What B's clock may do: differ, also run at another speed, also jump, anything.
-    model: Model = "piecewise"
-    # Largest lag looked for, seconds.
-    max_lag_s: float = 5.0
-    # The network looks so far around the first clock, seconds.
-    search_s: float = 0.5
-    # Seconds of a window whose lag baselines look for.
-    window_s: float = 10.0
-    # Seconds a token; None takes 20 ms, or the recording's own bins where they are longer.
-    token_s: float | None = None
-    # The clock to align, where there are more than two.
-    clock: str | None = None
-    # Count movement as a signal of its clock.
-    use_movement: bool = True
-    # Mains frequency to remove from LFP.
-    line_hz: float | None = None
-    # Gradient steps at most.
-    n_steps: int = 400
-    seed: int = 0
-
-    def check(self) -> None:
-        """Refuse settings that no recording could satisfy."""
-        if self.method not in METHODS:
-            raise NeurofuseError(f"there is no method '{self.method}'; choose one of {', '.join(METHODS)}.")
-        if self.model not in MODELS:
-            raise NeurofuseError(
-                f"there is no clock model '{self.model}'; choose one of {', '.join(MODELS)}."
-            )
-        for name in ("max_lag_s", "search_s", "window_s", "n_steps"):
-            value = getattr(self, name)
-            if not 0 < value < float("inf"):
-                raise NeurofuseError(f"{name} must be a positive number, got {value:g}.")
-
-
-@dataclass(frozen=True, eq=False)
-class Alignment:
-    """The map between two clocks, and how far it is to be trusted.
-
-    Parameters
-    ----------
-    clock_a, clock_b : str
-        Names of the clocks; the map leads from B to A.
-    status : {"aligned", "ambiguous", "refused"}
-    verdict : str
-        The same in a sentence.
-    clock : ClockMap
-        `clock.to_a(stamps on B)`, and back. The best guess, whatever the status.
-    model : str
-    method : str
-    offset_s, skew_ppm : tuple of 3 float
-        Lag (stamp on B minus time on A) at the start of the session, and how fast B runs, each with a 95 % interval.
-    jumps : tuple of Jump
-    half_width_s : float
-        Half of the widest 95 % interval of the map over the session.
-    lag : Dataset, dims (clock, time, lag)
-        Over the session: `posterior`, `lag_mean_s`, `lag_q05_s`, `lag_q95_s`, `match`, `fitted_lag_s`, `trusted`.
-    evidence : dict
-        What the verdict rests on.
-    warnings : tuple of str
-    """
-
-    clock_a: str
-    clock_b: str
-    status: Literal["aligned", "ambiguous", "refused"]
-    verdict: str
-    clock: ClockMap
-    model: str
-    method: str
-    offset_s: tuple[float, float, float]
-    skew_ppm: tuple[float, float, float]
-    jumps: tuple[Jump, ...]
-    half_width_s: float
-    lag: xr.Dataset
-    evidence: dict[str, float]
-    warnings: tuple[str, ...] = ()
-
-    def apply(self, recording: Recording) -> Recording:
-        """The recording with everything of clock B re-timed to clock A."""
-        moved = recording.retimed(
-            self.clock_b,
-            self.clock.to_a,
-            did=f"clock '{self.clock_b}' aligned to '{self.clock_a}': {self.verdict}",
-        )
-        streams = tuple(
-            replace(s, clock=self.clock_a) if s.clock == self.clock_b else s for s in moved.streams
-        )
-        return moved.but(streams=streams)
-
-    def _repr_html_(self) -> str:
-        def told(x: tuple[float, float, float], scale: float, unit: str) -> str:
-            return f"{scale * x[0]:.5g} {unit} ({scale * x[1]:.5g} to {scale * x[2]:.5g})"
-
-        one = self.lag.isel(clock=0)
-        return card(
-            f"Clock '{self.clock_b}' against '{self.clock_a}': {self.status}",
-            facts=[
-                ("verdict", self.verdict),
-                ("lag at the start", told(self.offset_s, 1000.0, "ms")),
-                ("skew", told(self.skew_ppm, 1.0, "ppm")),
-                ("method", f"{self.method}, clock {self.model}"),
-                ("trusted", f"{100 * float(one['trusted'].mean()):.0f} % of the session"),
-                ("lag, mean and 90 %", trace(*(one[f"lag_{k}_s"].values for k in ("mean", "q05", "q95")))),
-            ],
-            head=("jump at (s)", "between", "by (ms)", "between"),
-            rows=[
-                (
-                    j.time_s,
-                    f"{j.time_low_s:.1f} and {j.time_high_s:.1f}",
-                    1000 * j.size_s,
-                    f"{1000 * j.size_low_s:.1f} and {1000 * j.size_high_s:.1f}",
-                )
-                for j in self.jumps
-            ],
-            warnings=self.warnings,
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything but the posterior, JSON-safe."""
-
-        def plain(value: float) -> float | None:
-            return float(value) if np.isfinite(value) else None
-
-        def three(x: tuple[float, float, float]) -> dict[str, float | None]:
-            return {"value": plain(x[0]), "low": plain(x[1]), "high": plain(x[2])}
-
-        return {
-            "layout": "neurofuse-alignment-1",
-            "clock_a": self.clock_a,
-            "clock_b": self.clock_b,
-            "status": self.status,
-            "verdict": self.verdict,
-            "method": self.method,
-            "model": self.model,
-            "offset_s": three(self.offset_s),
-            "skew_ppm": three(self.skew_ppm),
-            "jumps": [{k: plain(v) for k, v in asdict(j).items()} for j in self.jumps],
-            "half_width_s": plain(self.half_width_s),
-            "trusted_share": plain(float(self.lag["trusted"].mean())),
-            "map": {"a_s": self.clock.a_s.tolist(), "b_s": self.clock.b_s.tolist()},
-            "evidence": {k: plain(v) for k, v in self.evidence.items()},
-            "warnings": list(self.warnings),
-        }
-
-
-class AlignmentRefused(NeurofuseError):
-    """Two streams that show no sign of belonging together; `alignment` holds what was found all the same."""
-
-    def __init__(self, alignment: Alignment) -> None:
-        super().__init__(alignment.verdict)
-        self.alignment = alignment
+# Stretches that ridges are fitted on and read in turn, seconds.
+SIDE_S = 60.0
 
 
 def align(
@@ -262,7 +105,7 @@ def align(
             return _refuse(pair, config, clock, span_s, evidence)
         heard, fit, foreign = _by_reading(pair, config, span_s, reader, rng)
         if config.method == "learned":
-            found: Learned = learn(
+            found = learn(
                 pair,
                 fit,
                 model=config.model,
@@ -272,7 +115,13 @@ def align(
                 seed=config.seed,
                 progress=progress,
             )
-            heard, fit, foreign = found.evidence, found.fit, found.foreign
+            if found.foreign.surprise >= LEAST_EVIDENCE or foreign.surprise < LEAST_EVIDENCE:
+                heard, fit, foreign = found.evidence, found.fit, found.foreign
+            else:
+                pair = replace(
+                    pair,
+                    warnings=(*pair.warnings, "the network learned too little; a ridge found this clock."),
+                )
     evidence |= {
         "own": float(foreign.own.mean()),
         "foreign": float(foreign.other.mean()),
@@ -376,18 +225,33 @@ def _by_curves(
 def _by_reading(
     pair: Pair, config: AlignConfig, span_s: tuple[float, float], reader: Reader, rng: np.random.Generator
 ) -> tuple[Evidence, ClockFit, Foreign]:
-    """Carry the start through the session by a ridge, fitted once more along the clock it finds."""
+    """Carry the start through the session by a ridge, fitted again along the clock it finds.
+
+    Windows are then read by a ridge that was fitted on others: those of every other minute read the rest.
+    """
     coarse = pair.coarse
 
-    def curves_of(reader: Reader) -> Curves:
-        return lambda roll, first, n, lags: reader.curves(
-            replace(coarse, b=np.roll(coarse.b, int(roll), axis=0)), first, n, lags
-        )
+    def rolled(roll: np.ndarray) -> Coarse:
+        return replace(coarse, b=np.roll(coarse.b, int(roll), axis=0))
 
-    _, fit, _ = _by_curves(pair, config, span_s, curves_of(reader), rng)
-    time_s = coarse.origin_s + coarse.step_s * (np.arange(len(coarse)) + 0.5)
-    reader = Reader.fit(coarse, fit.clock.lag_s(time_s), 0, len(coarse))
-    return _by_curves(pair, config, span_s, curves_of(reader), rng)
+    def alike(roll: np.ndarray, first: np.ndarray, n: int, lags: np.ndarray) -> FloatArray:
+        return reader.curves(rolled(roll), first, n, lags)
+
+    _, fit, _ = _by_curves(pair, config, span_s, alike, rng)
+    step = np.arange(len(coarse))
+    lag_s = fit.clock.lag_s(coarse.origin_s + coarse.step_s * (step + 0.5))
+    n_side = max(round(SIDE_S / coarse.step_s), 1)
+    side = step // min(n_side, max(1, len(coarse) // 4)) % 2
+    readers = [Reader.fit(coarse, np.where(side == k, lag_s, np.nan), 0, len(coarse)) for k in (0, 1)]
+
+    def crossed(roll: np.ndarray, first: np.ndarray, n: int, lags: np.ndarray) -> FloatArray:
+        out = np.zeros((first.size, lags.size))
+        for k in (0, 1):
+            mine = side[first + n // 2] == k
+            out[mine] = readers[1 - k].curves(rolled(roll), first[mine], n, lags)
+        return out
+
+    return _by_curves(pair, config, span_s, crossed, rng)
 
 
 def _by_pulses(
@@ -465,7 +329,7 @@ def _told(
 
 
 def _verdict(fit: ClockFit, names: tuple[str, str]) -> tuple[Literal["aligned", "ambiguous"], str]:
-    if fit.rival_score > -RIVAL_NATS:
+    if fit.rival_score > -max(RIVAL_NATS_ALL, RIVAL_NATS * fit.inlier.size):
         best = fit.offset_s[0]
         return "ambiguous", f"ambiguous between lags of {best:+.3f} s and {fit.rival_s:+.3f} s"
     return "aligned", f"'{names[1]}' aligned to '{names[0]}' to +-{1000 * fit.half_width_s:.1f} ms"

@@ -105,7 +105,7 @@ class LagFinder:
         head_width: int = 8,
         kernel: int = 5,
         dilations: tuple[int, ...] = (1, 4),
-        dropout: float = 0.1,
+        dropout: float = 0.3,
         lag_steps: int = 4,
         n_steps: int = 400,
         batch_size: int = 32,

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 
-from neurofuse.alignment.session import Alignment
+from neurofuse.alignment.outcome import Alignment
 from neurofuse.figures.panel import (
     BLACK,
     BLUE,
@@ -77,7 +77,7 @@ def plot_clock(
     )
     top.set_facecolor(NOTHING)
     bar = top.figure.colorbar(image, ax=list(panels), pad=0.01, fraction=0.03, aspect=40)
-    bar.set_label(f"probability per {2000 * half_s:.3g} ms of lag")
+    bar.set_label(f"posterior above: probability per {2000 * half_s:.3g} ms of lag")
     bar.outline.set_visible(False)
     line_s = np.union1d(np.linspace(time_s[0], time_s[-1], 400), found.clock.a_s)
     line_s = line_s[(line_s >= time_s[0]) & (line_s <= time_s[-1])]

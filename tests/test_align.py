@@ -1,0 +1,379 @@
+"""The map between two clocks is found from signals alone, and refused where there is none."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import neurofuse
+from neurofuse.alignment.baselines import pulse_evidence, pulses_of
+from neurofuse.alignment.clock import ClockMap, fit_clock
+from neurofuse.alignment.outcome import AlignConfig, AlignmentRefused
+from neurofuse.alignment.pair import pair_of
+from neurofuse.alignment.scan import scan
+from neurofuse.alignment.session import align
+from neurofuse.alignment.told import Foreign
+from neurofuse.figures import plot_clock
+from neurofuse.jitters.lag import Offset, Skew
+from neurofuse.recording import NeurofuseError, Recording, Signal, Spikes
+from neurofuse.simulate import SimulationConfig, simulate
+
+SMALL = SimulationConfig(duration_s=90.0, n_units=32, n_channels=6, lfp_rate_hz=500.0)
+# Few steps: enough for an easy session.
+QUICK = AlignConfig(n_steps=60, max_lag_s=2.0, use_movement=False)
+
+
+def made(law=None, seed=0, config=SMALL):
+    return simulate(law, config=config, max_lag_s=2.0, rng=np.random.default_rng(seed))
+
+
+@pytest.fixture(scope="module")
+def related():
+    """90 s whose LFP clock is late by 0.4 s."""
+    return made(Offset(0.4))
+
+
+@pytest.fixture(scope="module")
+def unrelated(related):
+    """The spikes of one session beside the LFP of another."""
+    recording, _ = related
+    other, _ = made(Offset(0.4), seed=5)
+    return recording.but(streams=(recording["spikes"], other["lfp"]), movement=None)
+
+
+@pytest.fixture(scope="module")
+def aligned(related):
+    return align(related[0], config=QUICK)
+
+
+# the map
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lags=st.lists(st.floats(-0.5, 0.5), min_size=2, max_size=6),
+    jump=st.integers(0, 4),
+    seed=st.integers(0, 10**6),
+)
+def test_a_clock_map_and_its_inverse_agree_wherever_both_clocks_ran(lags, jump, seed):
+    time_s = 10.0 * np.arange(len(lags))
+    time_s[min(jump, len(lags) - 2) + 1 :] -= 10.0  # two knots share a time: a jump
+    clock = ClockMap.of_lags(time_s, np.array(lags))
+    assert (np.diff(clock.a_s) >= 0).all()
+    assert (np.diff(clock.b_s) >= 0).all()
+    a_s = np.random.default_rng(seed).uniform(-20, time_s[-1] + 20, 200)
+    there = clock.to_a(clock.to_b(a_s))
+    b_s = clock.to_b(a_s)
+    # Where B stood still (it lost time) many moments of A share one stamp; back and forth it is the same stamp.
+    np.testing.assert_allclose(clock.to_b(there), b_s, atol=1e-9)
+    moving = np.abs(there - a_s) < 1e-9
+    flat = [
+        (t0, t1) for t0, t1, d in zip(clock.a_s, clock.a_s[1:], np.diff(clock.b_s), strict=False) if d < 1e-9
+    ]
+    outside = np.array([not any(t0 <= t <= t1 for t0, t1 in flat) for t in a_s])
+    assert moving[outside].all()
+
+
+def test_a_jump_back_leaves_a_gap_on_a_and_a_jump_ahead_one_on_b():
+    back = ClockMap.of_lags(np.array([0.0, 50, 50, 100]), np.array([0.1, 0.1, 0.0, 0.0]))
+    stamps = np.arange(0.2, 100, 0.01)
+    assert (np.diff(back.to_a(stamps)) > 0).all()
+    assert np.diff(back.to_a(stamps)).max() == pytest.approx(0.1 + 0.01)
+    ahead = ClockMap.of_lags(np.array([0.0, 50, 50, 100]), np.array([0.0, 0.0, 0.1, 0.1]))
+    assert ahead.to_b(np.array([49.0, 51.0])) == pytest.approx([49.0, 51.1])
+    assert ahead.to_a(np.array([50.05])) == pytest.approx([50.0])
+
+
+# the fit
+
+
+def planted(time_s, lag_s, truth_s, *, width_s=0.02, strength=6.0, wrong=0.1, rng):
+    """Evidence that peaks at the truth, give or take; a share of windows peaks anywhere."""
+    centre = truth_s + 0.3 * width_s * rng.standard_normal(time_s.size)
+    off = rng.random(time_s.size) < wrong
+    centre[off] = rng.uniform(lag_s[0], lag_s[-1], off.sum())
+    return strength * np.exp(-0.5 * ((lag_s - centre[:, None]) / width_s) ** 2)
+
+
+def test_offset_skew_and_jump_are_recovered_from_windows_a_tenth_of_which_are_wrong():
+    rng = np.random.default_rng(0)
+    time_s, lag_s = np.arange(2.0, 1200, 4), np.arange(-1, 1.0001, 0.005)
+    truth = 0.4 + 30e-6 * time_s + 0.08 * (time_s > 700)
+    fit = fit_clock(time_s, planted(time_s, lag_s, truth, rng=rng), lag_s, span_s=(0.0, 1200.0))
+    assert fit.skew_ppm[0] == pytest.approx(30, abs=2)
+    assert fit.offset_s[0] == pytest.approx(0.4, abs=0.005)
+    (jump,) = fit.jumps
+    assert jump.size_s == pytest.approx(0.08, abs=0.005)
+    assert abs(jump.time_s - 700) <= 4
+    assert np.abs(fit.clock.lag_s(time_s) - truth)[np.abs(time_s - 700) > 4].max() < 0.005
+    assert np.median(fit.inlier) > 0.7
+
+
+def test_intervals_of_skew_and_offset_hold_the_truth_about_as_often_as_they_say():
+    held = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        time_s, lag_s = np.arange(2.0, 600, 4), np.arange(-0.3, 0.3001, 0.005)
+        truth = 0.05 + 20e-6 * time_s
+        fit = fit_clock(
+            time_s,
+            planted(time_s, lag_s, truth, rng=rng),
+            lag_s,
+            span_s=(0.0, 600.0),
+            model="linear",
+            within_ppm=200,
+        )
+        held.append([fit.skew_ppm[1] <= 20 <= fit.skew_ppm[2], fit.offset_s[1] <= 0.05 <= fit.offset_s[2]])
+    assert (np.mean(held, axis=0) >= 0.85).all()
+
+
+def test_models_say_no_more_than_they_may():
+    rng = np.random.default_rng(1)
+    time_s, lag_s = np.arange(2.0, 400, 4), np.arange(-0.5, 0.5001, 0.005)
+    truth = 0.1 + 100e-6 * time_s
+    evidence = planted(time_s, lag_s, truth, rng=rng)
+    offset = fit_clock(time_s, evidence, lag_s, span_s=(0, 400), model="offset")
+    assert offset.skew_ppm[0] == 0
+    assert offset.jumps == ()
+    linear = fit_clock(time_s, evidence, lag_s, span_s=(0, 400), model="linear")
+    assert linear.skew_ppm[0] == pytest.approx(100, abs=15)
+    assert linear.jumps == ()
+
+
+def test_two_lags_that_explain_a_session_alike_are_rivals():
+    time_s, lag_s = np.arange(5.0, 200, 10), np.arange(-2, 2.0001, 0.01)
+    twice = sum(np.exp(-0.5 * ((lag_s - c) / 0.03) ** 2) for c in (-0.5, 0.5))
+    fit = fit_clock(
+        time_s, np.repeat(5 * twice[None], time_s.size, 0), lag_s, span_s=(0, 200), model="linear"
+    )
+    assert fit.rival_score == pytest.approx(0, abs=0.5)
+    assert abs(fit.rival_s) == pytest.approx(0.5, abs=0.05)
+    assert fit.rival_s * fit.offset_s[0] < 0
+
+
+# the start
+
+
+def test_a_scan_finds_the_lag_and_stands_out_and_does_not_where_nothing_is_shared(related, unrelated):
+    pair, other = (pair_of(r, use_movement=False) for r in (related[0], unrelated))
+    rng = np.random.default_rng(0)
+    n = len(pair.coarse)
+    found = scan(pair.coarse, 0, n, max_lag_s=2.0, rng=rng)
+    assert found.best_s == pytest.approx(0.4, abs=0.02)
+    assert found.surprise > 6
+    assert scan(other.coarse, 0, n, max_lag_s=2.0, rng=rng).surprise < 4
+
+
+def test_trends_are_taken_off_and_counts_stay_as_they_are_otherwise(related):
+    spikes = related[0]["spikes"]
+    two = Recording("two", "array", (spikes, replace(spikes, name="other", clock="logger")))
+    pair, plain = pair_of(two), neurofuse.tokenize(two)
+    assert pair.clocks == ("array", "logger")
+    a, b = pair.tokens.clocks[0], plain.clocks[0]
+    assert a.features == b.features
+    assert pair.tokens.origin_s == plain.origin_s
+    mine, counts = (c.gather(4 * np.arange(plain.n_tokens)[None], 4)[0][0] for c in (a, b))
+    # By brute force: the mean over 15 s before and after.
+    near = np.abs(np.arange(plain.n_tokens) - 2000) <= 750
+    np.testing.assert_allclose(counts[2000] - mine[2000], counts[near].mean(0), atol=0.01)
+    assert np.abs(mine.mean(0)).max() < 0.01
+
+
+# the session
+
+
+def test_a_session_is_aligned_from_its_signals_alone(related, aligned):
+    _, truth = related
+    assert aligned.status == "aligned"
+    assert aligned.verdict.startswith("'logger' aligned to 'array' to +-")
+    time_s = np.arange(5.0, 85.0)
+    assert np.abs(aligned.clock.lag_s(time_s) - truth.at(time_s)).max() < 0.02
+    assert aligned.jumps == ()
+    assert float(aligned.lag["trusted"].mean()) > 0.9
+
+
+def test_the_recording_is_retimed_and_what_was_aligned_shares_the_clock(related, aligned):
+    recording, _ = related
+    moved = aligned.apply(recording)
+    assert moved.clocks == ["array"]
+    assert moved["lfp"].start_s == pytest.approx(recording["lfp"].start_s - 0.4, abs=0.02)
+    again = np.asarray(aligned.clock.to_b(moved["lfp"].time_s))
+    np.testing.assert_allclose(again, recording["lfp"].time_s, atol=1e-6)
+    assert "aligned to" in moved.provenance[-1]
+
+
+def test_an_alignment_is_json_and_a_figure(aligned):
+    told = json.loads(json.dumps(aligned.as_dict(), allow_nan=False))
+    assert told["status"] == "aligned"
+    assert told["offset_s"]["low"] < told["offset_s"]["value"] < told["offset_s"]["high"]
+    axes = plot_clock(aligned)
+    assert len(axes) == 3
+    assert axes[2].get_xlabel() == "time on clock 'array' (s)"
+    assert "(s)" in axes[0].get_ylabel()
+
+
+@pytest.mark.parametrize("method", ["learned", "ridge", "xcorr", "gcc-phat"])
+def test_streams_that_share_nothing_are_refused_by_every_method(unrelated, method):
+    with pytest.raises(
+        AlignmentRefused, match="no shared signal between 'array' and 'logger': refused"
+    ) as caught:
+        align(unrelated, config=replace(QUICK, method=method))
+    assert caught.value.alignment.status == "refused"
+    json.dumps(caught.value.alignment.as_dict(), allow_nan=False)
+
+
+def test_the_ridge_follows_a_skew():
+    recording, truth = made(Skew(800.0))
+    found = align(recording, config=replace(QUICK, method="ridge", model="linear"))
+    time_s = np.arange(5.0, 85.0)
+    assert np.abs(found.clock.lag_s(time_s) - truth.at(time_s)).max() < 0.02
+
+
+@pytest.mark.parametrize("method", ["xcorr", "gcc-phat", "ridge"])
+def test_baselines_find_the_lag_of_copies(method):
+    """Two systems that saw the same population, an easy case."""
+    recording, _ = made()
+    spikes = recording["spikes"]
+    late = replace(
+        spikes, name="late", clock="logger", times_s=spikes.times_s + 0.7, support=spikes.support + 0.7
+    )
+    found = align(
+        recording.but(streams=(spikes, late), movement=None),
+        config=replace(QUICK, method=method, model="offset"),
+    )
+    assert found.offset_s[0] == pytest.approx(0.7, abs=0.02)
+
+
+def test_movement_counts_as_a_signal_of_its_clock():
+    """A rig that saw the movement alone, and an array."""
+    recording, _ = made()
+    spikes = recording["spikes"]
+    other = replace(spikes, clock="logger", times_s=spikes.times_s + 0.3, support=spikes.support + 0.3)
+    found = align(recording.but(streams=(other,)), config=replace(QUICK, use_movement=True, method="ridge"))
+    assert found.clock_a == "array"
+    # Rates follow velocity at once in the simulation.
+    assert found.clock.lag_s(45.0) == pytest.approx(0.3, abs=0.03)
+
+
+# pulses
+
+
+def pulsed(seed=0, wrong=0):
+    rng = np.random.default_rng(seed)
+    a_s = np.cumsum(rng.uniform(0.5, 1.5, 400))
+    truth = 0.25 + 40e-6 * a_s + 0.06 * (a_s > 200)
+    b_s = (a_s + truth)[rng.random(a_s.size) > 0.05]
+    return a_s, np.sort(np.concatenate([b_s, rng.uniform(0, 400, 10)])), truth
+
+
+def as_recording(a_s, b_s):
+    units = [
+        Spikes.from_trains([t], clock=c, name=f"{c} events", unit_names=["sync"])
+        for t, c in ((a_s, "rig"), (b_s, "array"))
+    ]
+    return Recording("pulses", "rig", tuple(units))
+
+
+def test_pulses_give_the_clock_to_a_millisecond_though_some_are_missing():
+    a_s, b_s, truth = pulsed()
+    found = align(as_recording(a_s, b_s), config=AlignConfig(method="pulses"))
+    assert found.skew_ppm[0] == pytest.approx(40, abs=3)
+    assert found.offset_s[0] == pytest.approx(0.25, abs=0.001)
+    (jump,) = found.jumps
+    assert jump.size_s == pytest.approx(0.06, abs=0.001)
+    assert abs(jump.time_s - 200) < 3
+    free = align(as_recording(a_s, b_s), config=AlignConfig(method="pulses", model="free"))
+    assert np.median(np.abs(free.clock.lag_s(a_s) - truth)) < 1e-6
+
+
+def test_regular_pulses_are_ambiguous():
+    a_s = np.arange(0, 300.0)
+    found = align(as_recording(a_s, a_s + 0.2), config=AlignConfig(method="pulses", model="linear"))
+    assert found.status == "ambiguous"
+    assert found.verdict.startswith("ambiguous between lags of")
+
+
+def test_pulses_that_do_not_belong_together_are_refused():
+    a_s, _, _ = pulsed()
+    b_s = np.sort(np.random.default_rng(9).uniform(0, 400, 40))
+    with pytest.raises(AlignmentRefused, match="no shared pulses: refused"):
+        align(as_recording(a_s, b_s), config=AlignConfig(method="pulses"))
+
+
+def test_pulses_are_found_by_name_in_units_and_channels():
+    wave = (np.arange(4000) % 1000 >= 500).astype(float)
+    rig = Signal.from_array(wave, clock="rig", name="analog", rate_hz=1000, channels=["TTL in"])
+    recording = Recording("r", "rig", (rig,))
+    np.testing.assert_allclose(pulses_of(recording, "rig"), [0.5, 1.5, 2.5, 3.5])
+    plain = Recording("r", "rig", (replace(rig, data=rig.data.assign_coords(channel=["x"])),))
+    with pytest.raises(NeurofuseError, match=r"has no pulses.*pass pulses="):
+        pulses_of(plain, "rig")
+    with pytest.raises(NeurofuseError, match="at least two on each"):
+        pulse_evidence(np.array([1.0]), np.array([1.0, 2.0]), window_s=10, max_lag_s=1)
+
+
+# what cannot be aligned
+
+
+def test_what_cannot_be_aligned_is_refused_in_a_sentence(related):
+    recording, _ = related
+    with pytest.raises(NeurofuseError, match=r"signals on one clock only.*give two files"):
+        align(recording.but(streams=(recording["spikes"],), movement=None))
+    with pytest.raises(NeurofuseError, match="no clock 'rig' to align to 'array'; choose one of logger"):
+        align(recording, config=AlignConfig(clock="rig"))
+    with pytest.raises(NeurofuseError, match="20 s are needed; raise --max-lag"):
+        align(recording.between(0, 15, margin_s=0), config=QUICK)
+    with pytest.raises(NeurofuseError, match="no clock model 'bent'; choose one of offset"):
+        align(recording, config=AlignConfig(model="bent"))
+    with pytest.raises(NeurofuseError, match="no method 'magic'; choose one of learned"):
+        align(recording, config=AlignConfig(method="magic"))
+
+
+def test_evidence_is_judged_by_its_size_not_its_shape():
+    rng = np.random.default_rng(0)
+    same = Foreign(rng.standard_normal(40), rng.standard_normal((5, 40)))
+    assert abs(same.surprise) < 3.5
+    more = Foreign(rng.standard_normal(40) + 2, rng.standard_normal((5, 40)))
+    assert more.surprise > 6
+
+
+# the command line
+
+
+def typed(*words):
+    """Exit code of a command."""
+    from neurofuse.cli import main
+
+    with pytest.raises(SystemExit) as left:
+        main([str(w) for w in words])
+    return left.value.code
+
+
+def test_the_command_writes_the_clock_the_recording_and_a_figure(related, tmp_path, capsys):
+    recording, _ = related
+    neurofuse.save_recording(recording.but(movement=None), tmp_path / "two.nc")
+    words = ["align", tmp_path / "two.nc", "--method", "ridge", "--model", "linear", "--max-lag", "2"]
+    assert typed(*words, "-o", tmp_path / "one.nc", "--out", tmp_path / "found", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["offset_s"]["value"] == pytest.approx(0.4, abs=0.02)
+    assert {p.name for p in (tmp_path / "found").iterdir()} == {
+        "clock.json",
+        "clock.csv",
+        "lag.nc",
+        "clock.png",
+    }
+    assert neurofuse.open_recording(tmp_path / "one.nc").clocks == ["array"]
+
+
+def test_the_command_refuses_in_one_sentence_and_leaves_nothing_behind(unrelated, tmp_path, capsys):
+    neurofuse.save_recording(unrelated, tmp_path / "two.nc")
+    path = tmp_path / "two.nc"
+    assert typed("align", path, "--method", "ridge", "--max-lag", "2", "--out", tmp_path / "o") == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("neurofuse: error:")]
+    assert "refused" in line
+    assert not (tmp_path / "o").exists()
+    assert typed("align", path, "--model", "bent") == 2
+    assert typed("align", path, "-o", tmp_path / "one.txt") == 2
