@@ -33,7 +33,7 @@ from neurofuse.windows import split
 
 QUICK = os.environ.get("NEUROFUSE_QUICK") == "1"
 SMALL = {"duration_s": 40.0, "n_units": 12, "n_channels": 4, "lfp_rate_hz": 500.0}
-N_STEPS = 3 if QUICK else 120
+N_STEPS = 3 if QUICK else 60
 NAMES = ("ridge", "early", "late", "early-attention", "softmax", "softmax-bidirectional", "tracked", "oracle")
 
 
@@ -50,7 +50,7 @@ def fitted(name: str, parts):
     return neurofuse.make_decoder(name, seed=0, **few).fit(parts.train, validation=parts.validation)
 
 
-config = SimulationConfig(**(SMALL if QUICK else {"duration_s": 120.0}))
+config = SimulationConfig(**(SMALL if QUICK else {"duration_s": 90.0}))
 parts = windows_of(config, lag_s=0.15)
 r2 = {name: fitted(name, parts).score(parts.test) for name in NAMES}
 
