@@ -29,7 +29,7 @@ from neurofuse.simulate import SimulationConfig, simulate
 QUICK = os.environ.get("NEUROFUSE_QUICK") == "1"
 
 recording, _ = simulate(
-    config=SimulationConfig(duration_s=50.0 if QUICK else 150.0, n_units=16, n_channels=4, lfp_rate_hz=500.0),
+    config=SimulationConfig(duration_s=50.0 if QUICK else 100.0, n_units=16, n_channels=4, lfp_rate_hz=500.0),
     rng=np.random.default_rng([0, 7]),
 )
 config = neurofuse.StudyConfig(
@@ -38,8 +38,8 @@ config = neurofuse.StudyConfig(
     levels={"noise": (0.5, 2.0, 8.0, 32.0)},
     protocols=("test-only",),
     base_lag="lag:0.15",
-    n_seeds=1 if QUICK else 3,
-    n_steps=4 if QUICK else 120,
+    n_seeds=1 if QUICK else 2,
+    n_steps=4 if QUICK else 80,
     window_s=1.5,
     max_lag_s=0.3,
     token_s=0.05,

@@ -55,8 +55,8 @@ for causal, result in results.items():
     )
 
 # %% [markdown]
-# The causal lag trails behind: it has to see a change before it can follow, and causal LFP features are late by some
-# tens of milliseconds, which counts as lag.
+# The causal lag is the less certain one: it jumps away where the past alone says little, it has to see a change before it
+# can follow, and causal LFP features are late by some tens of milliseconds, which counts as lag.
 
 # %%
 figure, panel = plt.subplots(figsize=(8, 3), layout="constrained")
