@@ -93,6 +93,17 @@ class Source:
 
 EVERYTHING = Source()
 
+# Options that several commands share.
+Token = Annotated[float | None, Parameter(help="Seconds a token (0.02, or the recording's own bins).")]
+Causal = Annotated[bool, Parameter(negative="", help="Decode from the past alone.")]
+SplitUnits = Annotated[
+    int | None,
+    Parameter(converter=_whole, help="Keep so many units on the first clock, give the rest their own."),
+]
+LineHz = Annotated[float | None, Parameter(help="Mains frequency to remove from the LFP, 50 or 60.")]
+Steps = Annotated[int | None, Parameter(converter=_whole, help="Gradient steps at most.")]
+Seed = Annotated[int, Parameter(converter=_whole, help="Of everything random.")]
+
 
 @app.command
 def decode(
@@ -105,25 +116,18 @@ def decode(
         float | None, Parameter(help="Largest lag searched, seconds (0.5 where there is room).")
     ] = None,
     window: Annotated[float | None, Parameter(help="Seconds a window (3 where there is room).")] = None,
-    token: Annotated[
-        float | None, Parameter(help="Seconds a token (0.02, or the recording's own bins).")
-    ] = None,
-    causal: Annotated[bool, Parameter(negative="", help="Decode from the past alone.")] = False,
+    token: Token = None,
+    causal: Causal = False,
     jitter: Annotated[
         str | None,
         Parameter(
             help="KIND:LEVEL, move the second clock by a known truth: lag:0.3, walk:0.2, jump:0.2, skew:300."
         ),
     ] = None,
-    split_units: Annotated[
-        int | None,
-        Parameter(converter=_whole, help="Keep so many units on the first clock, give the rest their own."),
-    ] = None,
-    line_hz: Annotated[
-        float | None, Parameter(help="Mains frequency to remove from the LFP, 50 or 60.")
-    ] = None,
-    steps: Annotated[int | None, Parameter(converter=_whole, help="Gradient steps at most.")] = None,
-    seed: Annotated[int, Parameter(converter=_whole, help="Of everything random.")] = 0,
+    split_units: SplitUnits = None,
+    line_hz: LineHz = None,
+    steps: Steps = None,
+    seed: Seed = 0,
     device: Annotated[str, Parameter(help="cpu, cuda or auto.")] = "auto",
     threads: Annotated[
         int, Parameter(help="Threads of PyTorch; more help on an idle machine, hurt on a busy one.")
@@ -190,21 +194,14 @@ def align(
         str, Parameter(help="learned, or a baseline: ridge, xcorr, gcc-phat, pulses.")
     ] = "learned",
     clock: Annotated[str | None, Parameter(help="The clock to align, where there are several.")] = None,
-    split_units: Annotated[
-        int | None,
-        Parameter(converter=_whole, help="Keep so many units on the first clock, give the rest their own."),
-    ] = None,
+    split_units: SplitUnits = None,
     jitter: Annotated[
         str | None, Parameter(help="KIND:LEVEL, move the second clock by a known truth first.")
     ] = None,
-    token: Annotated[
-        float | None, Parameter(help="Seconds a token (0.02, or the recording's own bins).")
-    ] = None,
-    line_hz: Annotated[
-        float | None, Parameter(help="Mains frequency to remove from the LFP, 50 or 60.")
-    ] = None,
+    token: Token = None,
+    line_hz: LineHz = None,
     steps: Annotated[int, Parameter(converter=_whole, help="Gradient steps at most.")] = 400,
-    seed: Annotated[int, Parameter(converter=_whole, help="Of everything random.")] = 0,
+    seed: Seed = 0,
     threads: Annotated[int, Parameter(help="Threads of PyTorch.")] = 1,
     out: Annotated[Path | None, Parameter(help="Folder for the results (out/NAME-aligned).")] = None,
     as_json: Annotated[
@@ -306,22 +303,15 @@ def study(
     ] = None,
     max_lag: Annotated[float, Parameter(help="Largest lag searched, seconds.")] = 0.5,
     window: Annotated[float, Parameter(help="Seconds a window.")] = 3.0,
-    token: Annotated[
-        float | None, Parameter(help="Seconds a token (0.02, or the recording's own bins).")
-    ] = None,
-    causal: Annotated[bool, Parameter(negative="", help="Decode from the past alone.")] = False,
-    split_units: Annotated[
-        int | None,
-        Parameter(converter=_whole, help="Keep so many units on the first clock, give the rest their own."),
-    ] = None,
-    line_hz: Annotated[
-        float | None, Parameter(help="Mains frequency to remove from the LFP, 50 or 60.")
-    ] = None,
+    token: Token = None,
+    causal: Causal = False,
+    split_units: SplitUnits = None,
+    line_hz: LineHz = None,
     bandwidth_hz: Annotated[
         float | None, Parameter(name="--bandwidth", help="Of what the clocks share, Hz; +-1/(2B) is a hit.")
     ] = None,
-    steps: Annotated[int | None, Parameter(converter=_whole, help="Gradient steps at most.")] = None,
-    seed: Annotated[int, Parameter(converter=_whole, help="Of everything random.")] = 0,
+    steps: Steps = None,
+    seed: Seed = 0,
     jobs: Annotated[int, Parameter(converter=_whole, help="Processes of this machine.")] = 1,
     scheduler: Annotated[
         str | None, Parameter(help="Address of a Dask scheduler to run on instead, tcp://HOST:8786.")

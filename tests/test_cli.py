@@ -183,7 +183,7 @@ def test_ctrl_c_exits_with_130_and_leaves_nothing(tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert said.splitlines()[-1] == "neurofuse: interrupted"
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
