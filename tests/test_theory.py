@@ -451,6 +451,13 @@ def test_a_faster_walk_is_borne_by_better_streams_only():
     assert theory.critical_walk(snr1=0.05, snr2=0.05, **band) == 0
     # At the threshold the lag strays about a resolvable step, 1/(2B), over the time in which it can be found.
     assert 0.01 < np.sqrt(rich * 1.0) < 1.0
+    for wrong, said in (
+        ({"criterion": "half"}, "criterion must be one of law"),
+        ({"window_s": 0.05}, "does not hold one period"),
+        ({"range_s": 0.12}, "search a wider range of lags"),
+    ):
+        with pytest.raises(NeurofuseError, match=said):
+            theory.critical_walk(snr1=1.0, snr2=1.0, **(band | wrong))
 
 
 def test_spike_snr_is_the_spectrum_of_a_modulated_poisson_train():
