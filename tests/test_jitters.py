@@ -992,6 +992,13 @@ def test_a_filter_is_late_by_its_group_delay(level, rate_hz):
     )
 
 
+def test_a_filtered_sample_comes_from_its_own_side_of_a_gap(both):
+    _, truth = make_jitter("filter-delay", 0.1).jitter(both, rng=rng())
+    t, source = both["lfp"].time_s, truth.moved["lfp"].source
+    late_s = np.minimum(0.1, t - np.where(t < 19, 0.0, 20.0))
+    np.testing.assert_allclose(t - t[source], late_s, atol=1e-9)
+
+
 def test_a_wave_reaches_one_channel_after_the_other_and_their_mean_fades_by_phi():
     t = np.arange(0, 20, 0.002)
     for f_hz in (2.0, 6.0):

@@ -32,7 +32,7 @@ def test_m_is_the_median_of_the_tallest_wrong_key():
     ("noise", "n_keys", "dim", "exact", "closed"),
     [
         ("orthonormal", 128, None, 0.387, 0.393),
-        ("queries", 128, 64, 0.370, 0.372),
+        ("queries", 128, 64, 0.370, 0.372),  # the reference says .364, where the right key wins .512
         ("keys", 128, 64, 0.366, 0.372),
         ("both", 128, 64, 0.181, 0.183),
         ("both", 512, 64, 0.160, 0.161),
