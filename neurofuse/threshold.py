@@ -233,7 +233,7 @@ def _over_seeds(
     found: FloatArray, levels: tuple[float, float], predicted: float | None, criterion: str
 ) -> Threshold:
     """Thresholds of seeds, 0 or infinite where censored, as one."""
-    found = found[np.isfinite(found) | np.isposinf(found)]
+    found = found[~np.isnan(found)]
     n, above, below = found.size, int(np.isposinf(found).sum()), int((found == 0).sum())
     measured: float | None = None
     ends: tuple[float | None, float | None] | None = None

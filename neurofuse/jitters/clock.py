@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from neurofuse.jitters.contract import Done, Jitter, Moved, TimeMap, second_clock
-from neurofuse.jitters.lag import LagLaw, LagTruth, move_clock
+from neurofuse.jitters.lag import LagLaw, LagTruth, move_clock, nearest
 from neurofuse.recording import (
     FloatArray,
-    IntArray,
     NeurofuseError,
     Recording,
     Signal,
@@ -51,10 +50,7 @@ class ClockLag(Jitter):
     def __post_init__(self) -> None:
         for name in ("level", "kind", "unit", "says"):
             object.__setattr__(self, name, getattr(self.law, name))
-        # An offset or a skew may be of either sign; how large it is counts.
-        if not np.isfinite(self.level) or (
-            self.level < 0 and self.kind not in ("offset", "skew", "offset-skew")
-        ):
+        if not (self.law.signed and np.isfinite(self.level)):
             super().__post_init__()
 
     def targets(self, recording: Recording) -> tuple[str, ...]:
@@ -65,20 +61,21 @@ class ClockLag(Jitter):
         """Move the clock."""
         clock = second_clock(recording, self.clock, self.kind)
         after, lag = move_clock(recording, clock, self.law, max_lag_s=self.max_lag_s, rng=rng)
+        back = _inverse(lag)
         moved: dict[str, Moved] = {}
         for name in streams:
             before, now = recording[name], after[name]
             if isinstance(before, Spikes):
-                wanted_s = _at(lag, before.times_s)
+                wanted_s = lag.held(before.times_s)
                 moved[name] = Moved(wanted_s, np.argsort(before.times_s + wanted_s, kind="stable"))
             elif isinstance(now, Signal):
-                shown_s = _inverse(lag)(now.time_s)
-                moved[name] = Moved(_at(lag, before.time_s), _nearest(before.time_s, shown_s))
+                source = nearest(before.time_s, back(now.time_s))
+                moved[name] = Moved(lag.held(before.time_s), source)
         return Done(
             {n: after[n] for n in streams},
             moved,
             {"lag": lag, "largest_s": float(np.abs(lag.lag_s).max())},
-            (lambda t: t + _at(lag, t), _inverse(lag)),
+            (lambda t: t + lag.held(t), back),
             clock,
         )
 
@@ -166,8 +163,7 @@ class HiddenDrops(Jitter):
 
     def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
         """|(1 - e^-k) / k|, k = r T (1 - e^(-2 pi i f b)): hops of one size and sign, aligned at the start."""
-        rate_hz = self.level / self.burst_s if self.hidden else 0.0
-        k = rate_hz * span_s * (1 - np.exp(-2j * np.pi * np.asarray(f_hz) * self.burst_s))
+        k = self.level / self.burst_s * span_s * (1 - np.exp(-2j * np.pi * np.asarray(f_hz) * self.burst_s))
         small = np.abs(k) < 1e-9
         return np.where(small, 1.0, np.abs((1 - np.exp(-k)) / np.where(small, 1.0, k)))
 
@@ -195,12 +191,7 @@ class HiddenDrops(Jitter):
 
     def _without(self, stream: Stream, bursts: FloatArray) -> tuple[Stream, Moved]:
         times_s = stream.times_s if isinstance(stream, Spikes) else stream.time_s
-        row = np.searchsorted(bursts[:, 0], times_s, side="right") - 1
-        inside = (
-            (row >= 0) & (times_s < bursts[np.maximum(row, 0), 1])
-            if len(bursts)
-            else np.zeros(len(row), bool)
-        )
+        inside = _inside(times_s, bursts)
         source = np.flatnonzero(~inside)
         back_s = np.zeros(times_s.size)
         if self.hidden:
@@ -229,32 +220,25 @@ class MarkedDrops(HiddenDrops):
 
     hidden = False
 
-
-def _at(lag: LagTruth, time_s: ArrayLike) -> FloatArray:
-    """The lag at any moment, held beyond the ends, as `move_clock` applies it."""
-    return lag.at(np.clip(np.asarray(time_s, dtype=np.float64), lag.time_s[0], lag.time_s[-1]))
+    def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
+        """1: what is left keeps its times."""
+        return np.ones(np.shape(f_hz))
 
 
 def _inverse(lag: LagTruth) -> TimeMap:
     """Stamp -> reference time: the moment of the truth's grid that is nearest to having this stamp."""
     stamp_s = lag.time_s + lag.lag_s
     order = np.argsort(stamp_s, kind="stable")
-    return lambda time_s: time_s - lag.lag_s[order[_nearest(stamp_s[order], time_s)]]
-
-
-def _nearest(time_s: FloatArray, wanted_s: FloatArray) -> IntArray:
-    if time_s.size < 2:
-        return np.zeros(np.shape(wanted_s), dtype=np.int64)
-    at = np.clip(np.searchsorted(time_s, wanted_s), 1, time_s.size - 1)
-    return at - ((wanted_s - time_s[at - 1]) < (time_s[at] - wanted_s))
+    return lambda time_s: time_s - lag.lag_s[order[nearest(stamp_s[order], time_s)]]
 
 
 def _lost_before(time_s: ArrayLike, bursts: FloatArray) -> FloatArray:
     """Seconds lost before each time; inside a burst, up to there."""
     if not len(bursts):
         return np.zeros(np.shape(time_s))
-    knots = np.cumsum(np.diff(bursts, axis=1)[:, 0])
-    at = np.concatenate([[0.0], np.stack([knots - np.diff(bursts, axis=1)[:, 0], knots], axis=1).ravel()])
+    lost_s = np.diff(bursts, axis=1)[:, 0]
+    knots = np.cumsum(lost_s)
+    at = np.concatenate([[0.0], np.stack([knots - lost_s, knots], axis=1).ravel()])
     return np.interp(np.asarray(time_s), np.concatenate([[bursts[0, 0] - 1], bursts.ravel()]), at)
 
 
@@ -263,9 +247,12 @@ def _cut_out(support: FloatArray, bursts: FloatArray) -> FloatArray:
     edges = np.unique(np.concatenate([support.ravel(), bursts.ravel()]))
     rows = np.stack([edges[:-1], edges[1:]], axis=1)
     middle = rows.mean(axis=1)
+    return rows[_inside(middle, support) & ~_inside(middle, bursts)] if len(bursts) else support
 
-    def inside(stretches: FloatArray) -> np.ndarray:
-        row = np.searchsorted(stretches[:, 0], middle, side="right") - 1
-        return (row >= 0) & (middle < stretches[np.maximum(row, 0), 1])
 
-    return rows[inside(support) & ~inside(bursts)] if len(bursts) else support
+def _inside(time_s: FloatArray, stretches: FloatArray) -> np.ndarray:
+    """Which times lie in one of the stretches (n, 2), which are in order."""
+    if not len(stretches):
+        return np.zeros(time_s.size, dtype=bool)
+    row = np.searchsorted(stretches[:, 0], time_s, side="right") - 1
+    return (row >= 0) & (time_s < stretches[np.maximum(row, 0), 1])

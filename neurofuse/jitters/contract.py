@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from neurofuse.jitters.lag import TRUTH_STEP_S, LagTruth
+from neurofuse.jitters.lag import TRUTH_STEP_S, LagTruth, nearest
 from neurofuse.recording import (
     FloatArray,
     IntArray,
@@ -455,8 +455,7 @@ def _after(before: Stream, middle: Stream, first: Moved, then: Moved) -> Moved:
     one = np.broadcast_to(d1.reshape(len(d1), -1), parts)
     gone = ~np.isfinite(one)
     now_s = np.where(gone, middle.time_s[0], before.time_s[:, None] + one)
-    near = np.clip(np.searchsorted(middle.time_s, now_s), 1, middle.time_s.size - 1)
-    near -= (now_s - middle.time_s[near - 1]) < (middle.time_s[near] - now_s)
-    two = np.take_along_axis(np.broadcast_to(d2.reshape(len(d2), -1), (len(d2), parts[1])), near, axis=0)
+    two = np.broadcast_to(d2.reshape(len(d2), -1), (len(d2), parts[1]))
+    two = np.take_along_axis(two, nearest(middle.time_s, now_s), axis=0)
     total = np.where(gone, np.nan, one + two)
     return Moved(total[:, 0] if parts[1] == 1 else total, source)

@@ -16,6 +16,7 @@ from scipy.special import j0
 
 from neurofuse.recording import (
     FloatArray,
+    IntArray,
     NeurofuseError,
     Recording,
     RecordingError,
@@ -23,6 +24,7 @@ from neurofuse.recording import (
     Spikes,
     Stream,
 )
+from neurofuse.theory.decoding import gaussian_attenuation
 
 # Truth is kept on a grid this fine; finer than any lag a spike-LFP decoder can resolve.
 TRUTH_STEP_S = 0.005
@@ -60,6 +62,10 @@ class LagTruth:
         inside = np.abs(self.time_s[nearest] - time_s) <= TRUTH_STEP_S
         return np.where(inside, self.lag_s[nearest], np.nan)
 
+    def held(self, time_s: ArrayLike) -> FloatArray:
+        """Lag (s) at any reference times, beyond the ends that of the ends."""
+        return self.at(np.clip(np.asarray(time_s, dtype=np.float64), self.time_s[0], self.time_s[-1]))
+
 
 @dataclass(frozen=True)
 class LagLaw:
@@ -70,6 +76,8 @@ class LagLaw:
     kind = ""
     unit = "s"
     says = ""
+    # Whether the level may be negative: how large it is counts.
+    signed = False
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
         """Lag in seconds at each of `time_s` (a regular grid on the moved clock)."""
@@ -139,7 +147,7 @@ class WindowLag(LagLaw):
 
     def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
         """exp(-(2 pi f s)^2 / 2)."""
-        return _gaussian_phi(f_hz, self.level)
+        return gaussian_attenuation(f_hz, self.level)
 
 
 @dataclass(frozen=True)
@@ -148,6 +156,7 @@ class Offset(LagLaw):
 
     kind = "offset"
     says = "a constant lag of level"
+    signed = True
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
         """`level` everywhere."""
@@ -165,6 +174,7 @@ class Skew(LagLaw):
     kind = "skew"
     unit = "ppm"
     says = "a clock that runs fast by level, right in the middle of the recording"
+    signed = True
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
         """A straight line through zero at mid-recording."""
@@ -207,7 +217,7 @@ class Walk(LagLaw):
 
     def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
         """exp(-(2 pi f s)^2 / 2)."""
-        return _gaussian_phi(f_hz, self.level)
+        return gaussian_attenuation(f_hz, self.level)
 
 
 @dataclass(frozen=True)
@@ -228,7 +238,7 @@ class Jumps(LagLaw):
 
     def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
         """exp(-(2 pi f s)^2 / 2)."""
-        return _gaussian_phi(f_hz, self.level)
+        return gaussian_attenuation(f_hz, self.level)
 
 
 @dataclass(frozen=True)
@@ -245,7 +255,7 @@ class Wander(LagLaw):
 
     def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
         """exp(-(2 pi f)^2 1.25 s^2 / 2), walk and jumps being independent."""
-        return _gaussian_phi(f_hz, np.sqrt(1.25) * self.level)
+        return gaussian_attenuation(f_hz, np.sqrt(1.25) * self.level)
 
 
 @dataclass(frozen=True)
@@ -287,6 +297,7 @@ class OffsetSkew(LagLaw):
     kind = "offset-skew"
     unit = "ppm"
     says = "a clock set ten minutes before the recording that runs fast by level"
+    signed = True
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
         """A straight line that is not zero at the start."""
@@ -381,7 +392,7 @@ class Hops(LagLaw):
 
     def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
         """(1 - e^-k) / k, k = r T (1 - phi_hop(f)), while the lag stays clear of its ends."""
-        return _mean_decay(self.rate_hz * span_s * (1 - _gaussian_phi(f_hz, self.level)))
+        return _mean_decay(self.rate_hz * span_s * (1 - gaussian_attenuation(f_hz, self.level)))
 
 
 @dataclass(frozen=True)
@@ -424,7 +435,7 @@ class Warp(LagLaw):
 
     def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
         """exp(-(2 pi f s)^2 / 2)."""
-        return _gaussian_phi(f_hz, self.level)
+        return gaussian_attenuation(f_hz, self.level)
 
 
 LAWS: dict[str, type[LagLaw]] = {
@@ -469,7 +480,7 @@ def parse_law(text: str) -> LagLaw:
             f"jitter '{text}' has no level; write {kind}:LEVEL with a number in {LAWS[kind].unit}, such as "
             f"{kind}:{'30' if LAWS[kind].unit == 'ppm' else '0.3'}."
         )
-    if value < 0 and kind not in ("offset", "skew", "offset-skew"):
+    if value < 0 and not LAWS[kind].signed:
         raise NeurofuseError(f"jitter '{text}': the level is a standard deviation and cannot be negative.")
     return LAWS[kind](value)
 
@@ -550,11 +561,10 @@ def move_clock(
 
 def _move(stream: Stream, stamp_s: FloatArray, source_s: FloatArray, truth: LagTruth) -> Stream:
     if isinstance(stream, Spikes):
-        times = stream.times_s + truth.at(np.clip(stream.times_s, truth.time_s[0], truth.time_s[-1]))
+        times = stream.times_s + truth.held(stream.times_s)
         order = np.argsort(times, kind="stable")
         edges = stream.support.ravel()
-        edges = edges + truth.at(np.clip(edges, truth.time_s[0], truth.time_s[-1]))
-        support = np.maximum.accumulate(edges).reshape(-1, 2)
+        support = np.maximum.accumulate(edges + truth.held(edges)).reshape(-1, 2)
         return replace(stream, times_s=times[order], unit=stream.unit[order], support=support)
     return _resample_content(stream, np.interp(stream.time_s, stamp_s, source_s))
 
@@ -562,9 +572,8 @@ def _move(stream: Stream, stamp_s: FloatArray, source_s: FloatArray, truth: LagT
 def _resample_content(signal: Signal, source_s: FloatArray) -> Signal:
     """Fill each sample of the grid with the content of time `source_s`; drop what was never recorded."""
     time_s = signal.time_s
-    nearest = np.clip(np.searchsorted(time_s, source_s), 1, time_s.size - 1)
-    nearest -= (source_s - time_s[nearest - 1]) < (time_s[nearest] - source_s)
-    there = np.abs(time_s[nearest] - source_s) <= 0.75 * signal.sample_s
+    near = nearest(time_s, source_s)
+    there = np.abs(time_s[near] - source_s) <= 0.75 * signal.sample_s
     values = np.asarray(signal.data.values)
     if signal.kind == "lfp":
         moved = np.empty_like(values)
@@ -576,9 +585,9 @@ def _resample_content(signal: Signal, source_s: FloatArray) -> Signal:
                     np.clip(source_s[mine], time_s[lo], time_s[hi - 1])
                 )
             else:
-                moved[mine] = values[nearest[mine]]
+                moved[mine] = values[near[mine]]
     else:
-        moved = values[nearest]
+        moved = values[near]
     data = signal.data.copy(data=moved).isel(time=np.flatnonzero(there))
     return replace(signal, data=data)
 
@@ -590,8 +599,12 @@ def _folded(lag_s: FloatArray, level: float) -> FloatArray:
     return level - np.abs((lag_s + level) % (4 * level) - 2 * level)
 
 
-def _gaussian_phi(f_hz: ArrayLike, std_s: float) -> FloatArray:
-    return np.exp(-0.5 * (2 * np.pi * np.asarray(f_hz) * std_s) ** 2)
+def nearest(time_s: FloatArray, wanted_s: FloatArray) -> IntArray:
+    """Index of the one of `time_s`, in order, that is nearest to each wanted time."""
+    if time_s.size < 2:
+        return np.zeros(np.shape(wanted_s), dtype=np.int64)
+    at = np.clip(np.searchsorted(time_s, wanted_s), 1, time_s.size - 1)
+    return at - ((wanted_s - time_s[at - 1]) < (time_s[at] - wanted_s))
 
 
 def _mean_decay(a: FloatArray) -> FloatArray:

@@ -266,14 +266,13 @@ class FilterDelay(FieldPath):
             assert isinstance(signal, Signal)
             sos = self.sections(signal.rate_hz)
             values = np.array(signal.data.values, dtype=np.float64)
+            source = np.arange(len(values))
             for run in runs(signal):
+                source[run] = np.maximum(source[run] - round(self.level * signal.rate_hz), run.start)
                 start = sosfilt_zi(sos)[:, :, None] * values[run][0]
                 values[run], _ = sosfilt(sos, values[run], axis=0, zi=start)
             out[name] = _with(signal, values)
-            n = len(values)
-            moved[name] = Moved(
-                np.full(n, self.level), np.maximum(np.arange(n) - round(self.level * signal.rate_hz), 0)
-            )
+            moved[name] = Moved(np.full(len(values), self.level), source)
         return Done(out, moved, maps=(lambda t: t + self.level, lambda t: t - self.level))
 
     def sections(self, rate_hz: float) -> FloatArray:

@@ -23,6 +23,7 @@ from neurofuse.recording import (
     Spikes,
     Stream,
 )
+from neurofuse.theory.decoding import gaussian_attenuation
 
 Edge = Literal["reflect", "wrap", "drop"]
 
@@ -104,8 +105,7 @@ class TimingJitter(SpikeJitter):
         new_s = spikes.times_s + wanted_s
         kept = hold_inside(spikes.times_s, new_s, spikes.support, self.edge)
         if kept is None:
-            order = np.argsort(new_s, kind="stable")
-            return _taken(spikes, new_s, order), Moved(new_s - spikes.times_s, order), told
+            return *_moved_to(spikes, new_s), told
         order = np.flatnonzero(kept)
         order = order[np.argsort(new_s[order], kind="stable")]
         gone = np.where(kept, new_s - spikes.times_s, np.nan)
@@ -129,7 +129,7 @@ class GaussianSpikes(TimingJitter):
 
     def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
         """exp(-(2 pi f s)^2 / 2)."""
-        return np.exp(-0.5 * (2 * np.pi * np.asarray(f_hz) * self.level) ** 2)
+        return gaussian_attenuation(f_hz, self.level)
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class DelayUnits(TimingJitter):
 
     def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
         """exp(-(2 pi f s)^2 / 2), of many units pooled."""
-        return np.exp(-0.5 * (2 * np.pi * np.asarray(f_hz) * self.level) ** 2)
+        return gaussian_attenuation(f_hz, self.level)
 
 
 @dataclass(frozen=True)
@@ -204,8 +204,7 @@ class IntervalSpikes(SpikeJitter):
         """Draw anew inside the bins."""
         left_s, right_s = _bins_of(spikes, self.level)
         new_s = left_s + (right_s - left_s) * rng.uniform(0.0, 1.0, left_s.size)
-        order = np.argsort(new_s, kind="stable")
-        return _taken(spikes, new_s, order), Moved(new_s - spikes.times_s, order), {}
+        return *_moved_to(spikes, new_s), {}
 
     def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
         """sinc(f w)^2: once for forgetting the place in the bin, once for drawing another."""
@@ -241,8 +240,7 @@ class OrderedSpikes(SpikeJitter):
         to_right = np.minimum(to_right, np.maximum(hi_s[by_unit] - times_s, 0.0))
         new_s = np.empty_like(times_s)
         new_s[by_unit] = times_s - to_left + (to_left + to_right) * rng.uniform(0.0, 1.0, times_s.size)
-        order = np.argsort(new_s, kind="stable")
-        return _taken(spikes, new_s, order), Moved(new_s - spikes.times_s, order), {}
+        return *_moved_to(spikes, new_s), {}
 
 
 @dataclass(frozen=True)
@@ -258,8 +256,7 @@ class Quantise(SpikeJitter):
         """Round; nothing is drawn."""
         left_s, right_s = _bins_of(spikes, self.level)
         new_s = 0.5 * (left_s + right_s)
-        order = np.argsort(new_s, kind="stable")
-        return _taken(spikes, new_s, order), Moved(new_s - spikes.times_s, order), {}
+        return *_moved_to(spikes, new_s), {}
 
     def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
         """|sinc(f w)|, where ticks and phase have no common period."""
@@ -491,6 +488,12 @@ def _bins_of(spikes: Spikes, bin_s: float) -> tuple[FloatArray, FloatArray]:
 
 def _taken(spikes: Spikes, times_s: FloatArray, order: IntArray) -> Spikes:
     return replace(spikes, times_s=times_s[order], unit=spikes.unit[order])
+
+
+def _moved_to(spikes: Spikes, new_s: FloatArray) -> tuple[Spikes, Moved]:
+    """The same spikes at other times, sorted."""
+    order = np.argsort(new_s, kind="stable")
+    return _taken(spikes, new_s, order), Moved(new_s - spikes.times_s, order)
 
 
 def _kept(spikes: Spikes, kept: np.ndarray) -> tuple[Spikes, Moved, dict[str, Any]]:

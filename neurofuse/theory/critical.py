@@ -268,16 +268,26 @@ def critical_walk(
 
     Over T the walk leaves `phi(f) = (1 - e^-a)/a`, `a = (2 pi f)^2 q T / 2`, of the cross-spectrum. The threshold is
     where the best T, from 1/B to `window_s`, just gives the A that the criterion needs at that T.
+
+    Raises
+    ------
+    NeurofuseError
+        As `critical_correlation`, or if `window_s` is shorter than 1/B.
     """
+
+    def needed_at(length: float) -> float:
+        return critical_correlation(criterion, bandwidth_hz=bandwidth_hz, window_s=length, range_s=range_s)
+
+    # What the longest window is refused for, no shorter one can mend.
+    longest = needed_at(window_s)
     lengths = np.geomspace(1.0001 / bandwidth_hz, window_s, 24)
     needed = []
-    for length in lengths:
+    for length in lengths[:-1]:
         try:
-            needed.append(
-                critical_correlation(criterion, bandwidth_hz=bandwidth_hz, window_s=length, range_s=range_s)
-            )
+            needed.append(needed_at(length))
         except NeurofuseError:  # so short a window never meets the criterion
             needed.append(np.inf)
+    needed.append(longest)
 
     def strength(speed: float) -> float:
         best = 0.0
