@@ -34,7 +34,7 @@ class Recipe:
         What the archive calls it: a record number, ID/VERSION of a dandiset, a folder of raw files.
     file : str
         Which of its files is fetched unless another is asked for.
-    load : dict
+    load : tuple of (keyword, value)
         What `neurofuse.load` should be told about the file.
     """
 
@@ -263,13 +263,8 @@ def fetch(
             known_hash=known_hash,
             fname=target.name,
             path=target.parent,
-            progressbar=progress,
             downloader=pooch.HTTPDownloader(progressbar=progress, timeout=TIMEOUT_S),
         )
-    except urllib.error.HTTPError as error:
-        raise LoadError(
-            f"{_host(chosen.page)} answers {error.code} for '{wanted}'; see {chosen.page} for what it holds."
-        ) from None
     except LoadError:
         raise
     except ValueError as error:
@@ -279,8 +274,11 @@ def fetch(
             f"'{target.name}' arrived damaged (its checksum is not the published one); fetch it again."
         ) from None
     except OSError as error:
-        # What `requests` raises is an OSError too: with an answer if there was one, without a file name.
-        status = getattr(getattr(error, "response", None), "status_code", None)
+        # What `urllib` and `requests` raise are OSErrors too: with the archive's answer if there was one.
+        answer = getattr(error, "response", None)
+        status = (
+            error.code if isinstance(error, urllib.error.HTTPError) else getattr(answer, "status_code", None)
+        )
         if status is not None:
             raise LoadError(
                 f"{_host(chosen.page)} answers {status} for '{wanted}'; see {chosen.page} for what it holds."

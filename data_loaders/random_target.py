@@ -100,8 +100,8 @@ def _read(path: Path, request: Request) -> Recording:
             spikes = Spikes.from_trains(trains, clock=request.clock, units=units)
             held = {name: k for k, name in enumerate(units["name"])}
             names = pick(path, request.spikes, {"spikes": None, **held}, role="unit")
-            if names and names != ["spikes"]:
-                spikes = spikes.select([held[n] for n in names if n in held])
+            if names and "spikes" not in names:
+                spikes = spikes.select([held[n] for n in names])
             streams = (spikes,)
         if request.movement != ():
             there = {n: _axes(n, int(file[n].shape[0])) for n in POSITIONS if n in file}
@@ -110,12 +110,13 @@ def _read(path: Path, request: Request) -> Recording:
             chosen = [c for n in names for c in there.get(n, (n,))]
             of = list(dict.fromkeys(columns[c][0] for c in chosen))
             values: dict[str, NDArray[Any]] = {n: file[n][()].T for n in of}
+            time_s = np.ravel(file["t"][()]).astype(np.float64)
             movement, more = make_movement(
                 np.stack([values[columns[c][0]][:, columns[c][1]] for c in chosen], axis=1),
-                np.ravel(file["t"][()]).astype(np.float64),
+                time_s,
                 name=",".join(of),
                 axes=chosen,
-                sample_s=float(np.median(np.diff(np.ravel(file["t"][()])))),
+                sample_s=float(np.median(np.diff(time_s))),
                 units=" and ".join(dict.fromkeys(POSITIONS[n][0] for n in of)),
                 missing=request.missing,
             )

@@ -41,7 +41,7 @@ def card(
     parts = [_STYLE, "<div class='neurofuse'>", f"<b>{escape(title)}</b>"]
     told = [(name, value) for name, value in facts if value is not None]
     if told:
-        parts.append(_table((), [(name, value) for name, value in told]))
+        parts.append(_table((), told))
     listed = list(rows)
     if listed:
         parts.append(_table(head, listed))
@@ -68,10 +68,17 @@ def coverage(stretches: Sequence[Sequence[float]], span_s: tuple[float, float]) 
     """A bar of a span of time with the stretches that hold data filled in."""
     width, start_s = 160.0, span_s[0]
     scale = width / max(span_s[1] - span_s[0], 1e-12)
+    # Gaps too narrow to be seen are closed, so that thousands of stretches make no more bars than fit.
+    joined: list[list[float]] = []
+    for a, b in stretches:
+        left, right = max(a - start_s, 0) * scale, (b - start_s) * scale
+        if joined and left - joined[-1][1] < 0.5:
+            joined[-1][1] = right
+        else:
+            joined.append([left, right])
     bars = "".join(
-        f"<rect x='{max(a - start_s, 0) * scale:.1f}' y='2' width='{max((b - a) * scale, 0.5):.1f}' height='8' "
-        "fill='#0072B2'/>"
-        for a, b in stretches[:500]
+        f"<rect x='{a:.1f}' y='2' width='{max(b - a, 0.5):.1f}' height='8' fill='#0072B2'/>"
+        for a, b in joined
     )
     frame = (
         f"<rect x='0' y='2' width='{width:.0f}' height='8' fill='none' stroke='#888888' stroke-width='0.5'/>"

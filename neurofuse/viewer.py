@@ -7,7 +7,7 @@ given, beside its posterior. `draw` and `correlation` need no notebook; `explore
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,12 +90,11 @@ def correlation(
     lag_s: FloatArray = np.arange(-reach, reach + 1) * np.float64(GRID_S)
     if moved is None:
         return lag_s, np.full(lag_s.size, np.nan)
-    part = shown(recording, replace(view, lag_s=0.0))
     n = max(round(view.width_s / GRID_S), 2)
     time_s: FloatArray = view.start_s + np.float64(GRID_S) * np.arange(n)
     wide_s: FloatArray = view.start_s + np.float64(GRID_S) * np.arange(-reach, n + reach)
     wider = recording.between(view.start_s, view.start_s + view.width_s, margin_s=max_lag_s + 1.0)
-    fixed = _activity(part.on(recording.reference), time_s)
+    fixed = _activity([_chosen(s, view) for s in wider.on(recording.reference)], time_s)
     other = _activity([_chosen(s, view) for s in wider.on(moved)], wide_s)
     if not (fixed.std() > 0 and other.std() > 0):
         return lag_s, np.full(lag_s.size, np.nan)
@@ -306,7 +305,7 @@ def explore(
     clock : str, optional
         The clock that the lag moves, by default the first beside the reference.
     max_lag_s : float, optional
-        Largest lag of the slider; by default the largest of the alignment, else 0.5 s.
+        Largest lag of the slider; by default the largest of the alignment, and no less than 0.5 s.
 
     Returns
     -------

@@ -49,6 +49,13 @@ def test_a_coverage_bar_fills_what_was_recorded():
     np.testing.assert_allclose(widths, [40.0, 80.0])
 
 
+def test_a_coverage_bar_of_many_stretches_reaches_their_end():
+    trials = [(k, k + 0.9) for k in range(2000)]
+    bars = re.findall(r"x='([\d.]+)' y='2' width='([\d.]+)' height='8' fill='#", coverage(trials, (0, 2000)))
+    assert len(bars) <= 320
+    assert float(bars[-1][0]) + float(bars[-1][1]) == pytest.approx(160, abs=0.5)
+
+
 def test_a_trace_leaves_out_what_is_not_finite():
     assert trace([1.0, np.nan]) == ""
     drawn = trace([0.0, np.nan, 1.0, 2.0], [-1, -1, 0, 1], [1, 1, 2, 3])
@@ -167,7 +174,7 @@ def test_a_study_shows_its_thresholds_and_draws_them(study):
     assert any(abs(np.log(x.get_xdata()[0] / 0.05)) < 0.2 for x in lines), (
         "the threshold stands in the figure"
     )
-    assert len(study.study.plot_spotlight()) == 1 if "entropy" in study else True
+    assert len(study.assign(entropy=study["hit_rate"]).study.plot_spotlight()) == 2
 
 
 def test_a_study_is_read_back_and_other_tables_are_refused(study, tmp_path):
