@@ -112,6 +112,21 @@ def test_offset_skew_and_jump_are_recovered_from_windows_a_tenth_of_which_are_wr
     assert np.median(fit.inlier) > 0.7
 
 
+def test_a_jump_while_nothing_was_recorded_lies_in_the_gap():
+    rng = np.random.default_rng(2)
+    time_s, lag_s = np.arange(2.0, 600, 4), np.arange(-0.5, 0.5001, 0.005)
+    time_s = time_s[(time_s < 250) | (time_s > 350)]
+    truth = 0.1 + 0.08 * (time_s > 300)
+    evidence = planted(time_s, lag_s, truth, wrong=0.0, rng=rng)
+    for fine in (None, (time_s, evidence)):
+        (jump,) = fit_clock(time_s, evidence, lag_s, span_s=(0.0, 600.0), fine=fine).jumps
+        assert jump.size_s == pytest.approx(0.08, abs=0.01)
+        # Nothing says when in the gap it was: the interval holds all of it.
+        assert jump.time_low_s <= time_s[time_s < 300][-1]
+        assert jump.time_high_s >= time_s[time_s > 300][0]
+        assert 240 < jump.time_s < 360
+
+
 def test_intervals_of_skew_and_offset_hold_the_truth_about_as_often_as_they_say():
     held = []
     for seed in range(40):
@@ -180,6 +195,19 @@ def test_trends_are_taken_off_and_counts_stay_as_they_are_otherwise(related):
     near = np.abs(np.arange(plain.n_tokens) - 2000) <= 750
     np.testing.assert_allclose(counts[2000] - mine[2000], counts[near].mean(0), atol=0.01)
     assert np.abs(mine.mean(0)).max() < 0.01
+
+
+@pytest.mark.parametrize(("bin_s", "token_s"), [(0.007, 0.02), (0.012, 0.025), (0.05, 0.05), (0.02, 0.04)])
+def test_a_pair_of_binned_clocks_has_as_many_fine_steps_as_its_tokens_say(bin_s, token_s):
+    counts = np.random.default_rng(0).poisson(1.0, (2000, 3)).astype(float)
+    two = [
+        Signal.from_array(counts, clock=c, name=c, rate_hz=1 / bin_s, kind="counts")
+        for c in ("array", "logger")
+    ]
+    tokens = pair_of(Recording("binned", "array", tuple(two)), token_s=token_s).tokens
+    for clock in tokens.clocks:
+        assert len(clock.cover) == tokens.n_tokens * tokens.per_token + 1
+        assert clock.cover[-1] * tokens.fine_s == pytest.approx(2000 * bin_s, abs=2 * token_s)
 
 
 # the session

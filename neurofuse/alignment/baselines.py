@@ -130,6 +130,13 @@ def pulse_evidence(
     return a_s[0] + window_s * (0.5 + np.arange(n_windows)), lag_s, 4.0 * matched
 
 
+def _nearest(times_s: FloatArray, wanted_s: FloatArray) -> FloatArray:
+    """Of two or more times in order, the one nearest each of those wanted."""
+    after = np.clip(np.searchsorted(times_s, wanted_s), 1, times_s.size - 1)
+    below_s, above_s = times_s[after - 1], times_s[after]
+    return np.where(wanted_s - below_s <= above_s - wanted_s, below_s, above_s)
+
+
 def pulse_clock(
     a_s: FloatArray, b_s: FloatArray, fit: ClockFit, *, model: Model
 ) -> tuple[ClockMap, float, float]:
@@ -144,18 +151,18 @@ def pulse_clock(
         Robust standard deviation of the matched pulses about the fit.
     """
     wanted = fit.clock.to_b(a_s)
-    near = np.clip(np.searchsorted(b_s, wanted), 1, max(1, b_s.size - 1))
-    near = np.where(np.abs(b_s[near - 1] - wanted) <= np.abs(b_s[near] - wanted), near - 1, near)
-    apart = b_s[near] - wanted
-    middle = float(np.median(apart[np.abs(apart) < SAME_PULSE_S])) if a_s.size else 0.0
-    same = np.abs(apart - middle) <= SAME_PULSE_S
-    if not same.any():
+    near_s = _nearest(b_s, wanted)
+    apart = near_s - wanted
+    close = np.abs(apart) < SAME_PULSE_S
+    if not close.any():
         return fit.clock, 0.0, float("nan")
+    same = np.abs(apart - np.median(apart[close])) <= SAME_PULSE_S
     spread_s = 1.4826 * float(np.median(np.abs(apart[same] - np.median(apart[same]))))
     if model == "free":
-        clock = ClockMap(a_s[same], np.maximum.accumulate(b_s[near][same]))
-        return clock, float(same.mean()), spread_s
-    return fit.clock, float(same.mean()), spread_s
+        clock = ClockMap(a_s[same], np.maximum.accumulate(near_s[same]))
+    else:
+        clock = fit.clock
+    return clock, float(same.mean()), spread_s
 
 
 def sharpened(
@@ -168,10 +175,9 @@ def sharpened(
 ) -> ClockFit:
     """The fit again with every pulse's own difference, to a tenth of a millisecond."""
     wanted = fit.clock.to_b(a_s)
-    near = np.clip(np.searchsorted(b_s, wanted), 1, max(1, b_s.size - 1))
-    near = np.where(np.abs(b_s[near - 1] - wanted) <= np.abs(b_s[near] - wanted), near - 1, near)
-    apart = b_s[near] - a_s
-    same = np.abs(b_s[near] - wanted) <= SAME_PULSE_S
+    near_s = _nearest(b_s, wanted)
+    apart = near_s - a_s
+    same = np.abs(near_s - wanted) <= SAME_PULSE_S
     if same.sum() < 2:
         return fit
     low, high = apart[same].min() - 0.02, apart[same].max() + 0.02

@@ -405,24 +405,30 @@ def _placed(
     lines: Any,
 ) -> tuple[float, float, float]:
     """When a jump was: the moment before which windows prefer one line and after which they prefer the other."""
-    times, says = (time_s, say) if fine is None else (fine[0], bounded(fine[1]))
-    step_s = float(np.median(np.diff(time_s))) if time_s.size > 1 else 1.0
+    times = time_s if fine is None else fine[0]
+    step_s = float(np.median(np.diff(time_s)))
     around_s = 0.5 * (time_s[first - 1] + time_s[first])
-    rows = np.flatnonzero(np.abs(times - around_s) <= 3 * step_s)
+    # Windows may lie far apart where nothing was recorded: those on both sides are asked all the same.
+    reach_s = 2.5 * step_s + 0.5 * (time_s[first] - time_s[first - 1])
+    rows = np.flatnonzero(np.abs(times - around_s) <= reach_s)
+    says = say[rows] if fine is None else bounded(fine[1][rows])
     place = np.arange(lag_s.size)
     before, after = np.array([lines(t) for t in times[rows]]).T
     gain = np.array(
         [
-            np.interp((b - lag_s[0]) / (lag_s[1] - lag_s[0]), place, says[r])
-            - np.interp((a - lag_s[0]) / (lag_s[1] - lag_s[0]), place, says[r])
-            for r, b, a in zip(rows, before, after, strict=True)
+            np.interp((b - lag_s[0]) / (lag_s[1] - lag_s[0]), place, said)
+            - np.interp((a - lag_s[0]) / (lag_s[1] - lag_s[0]), place, said)
+            for said, b, a in zip(says, before, after, strict=True)
         ]
     )
     # Entry k: the jump comes before row k.
     total = np.concatenate([[0.0], np.cumsum(gain)])
-    edges = np.concatenate([[times[rows[0]]], times[rows]]) if rows.size else np.array([around_s])
-    half = 0.5 * float(np.median(np.diff(times[rows]))) if rows.size > 1 else 0.5 * step_s
-    edges = np.concatenate([times[rows] - half, [times[rows[-1]] + half]])
+    each_s = float(np.median(np.diff(times[rows])))
+    beside = np.concatenate([[times[rows[0]] - each_s], times[rows], [times[rows[-1]] + each_s]])
+    best = int(total.argmax())
     likely = np.flatnonzero(total >= total.max() - SPLIT_NATS)
-    # The middle of what is as good as the best.
-    return float(edges[int(total.argmax())]), float(edges[likely[0]] - half), float(edges[likely[-1]] + half)
+    return (
+        float(0.5 * (beside[best] + beside[best + 1])),
+        float(beside[likely[0]]),
+        float(beside[likely[-1] + 1]),
+    )

@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from neurofuse.alignment.clock import ClockFit, ClockMap, Model, fit_clock
 from neurofuse.alignment.pair import SMOOTH_S, Pair, lag_grid
-from neurofuse.alignment.scan import held_out
+from neurofuse.alignment.scan import N_FOLDS, held_out, peak
 from neurofuse.alignment.told import Evidence, Foreign
 from neurofuse.decoders.finder import LagFinder
 from neurofuse.recording import FloatArray, NeurofuseError
@@ -280,7 +280,7 @@ def zero_of(pair: Pair, clock: ClockMap, span_s: tuple[float, float]) -> tuple[f
     step_s = max(ZERO_STEP_S, tokens.token_s / 2)
     lags_s = lag_grid(max(ZERO_S, 2 * step_s), step_s)
     n_parts = 4
-    fold = np.arange(token.size) * 4 * n_parts // token.size
+    fold = np.arange(token.size) * N_FOLDS * n_parts // token.size
     found = np.zeros((2, n_parts, lags_s.size))
     keep = slice(None, None, max(1, round(0.04 / tokens.token_s)))
     for j, lag in enumerate(lags_s):
@@ -289,22 +289,13 @@ def zero_of(pair: Pair, clock: ClockMap, span_s: tuple[float, float]) -> tuple[f
         x_b = scaled(other[0], there[0])
         both = own_there[0] & there[0]
         for part in range(n_parts):
-            rows = np.flatnonzero(both & (fold // 4 == part))[keep]
+            rows = np.flatnonzero(both & (fold // N_FOLDS == part))[keep]
             if rows.size < 100:
                 continue
-            f = fold[rows] % 4
+            f = fold[rows] % N_FOLDS
             found[0, part, j] = held_out(x_b[rows], x_a[rows], f).max()
             found[1, part, j] = held_out(x_a[rows], x_b[rows], f).max()
-    peaks = np.array([_peak(lags_s, side.sum(0)) for side in found])
-    each = np.array([np.mean([_peak(lags_s, found[s, p]) for s in range(2)]) for p in range(n_parts)])
+    peaks = np.array([peak(lags_s, side.sum(0)) for side in found])
+    each = np.array([np.mean([peak(lags_s, found[s, p]) for s in range(2)]) for p in range(n_parts)])
     error = max(float(each.std(ddof=1)) / np.sqrt(n_parts), abs(float(np.diff(peaks)[0])) / 4)
     return float(peaks.mean()), 2 * error
-
-
-def _peak(lag_s: np.ndarray, score: np.ndarray) -> float:
-    """Top of the parabola through the best and the two beside it."""
-    k = int(np.clip(score.argmax(), 1, score.size - 2))
-    below, here, above = score[k - 1 : k + 2]
-    bend = below - 2 * here + above
-    part = 0.5 * (below - above) / bend if bend < 0 else 0.0
-    return float(lag_s[k] + np.clip(part, -1, 1) * (lag_s[1] - lag_s[0]))

@@ -164,9 +164,10 @@ def pair_of(
     span_s = two.span_s[1] - two.span_s[0]
     fine_s = FINE_S if span_s <= LONG_S else 2 * FINE_S
     tokens = tokenize(two, token_s=token_s, fine_s=fine_s)
-    clocks = tuple(_without_trend(_as_fine(c, tokens, fine_s), tokens, fine_s) for c in tokens.clocks)
-    per = max(tokens.per_token, round(tokens.token_s / fine_s))
-    return Pair(replace(tokens, clocks=clocks, per_token=per), tuple(warnings))
+    parts = max(1, round(tokens.fine_s / fine_s))
+    step_s = tokens.fine_s / parts
+    clocks = tuple(_without_trend(_as_fine(c, parts), step_s) for c in tokens.clocks)
+    return Pair(replace(tokens, clocks=clocks, per_token=tokens.per_token * parts), tuple(warnings))
 
 
 MOVEMENT = "movement (as a signal)"
@@ -226,9 +227,8 @@ def _joined(parts: list[Signal], name: str) -> Signal:
     return replace(parts[0], name=name, data=data)
 
 
-def _as_fine(clock: ClockTokens, tokens: Tokens, fine_s: float) -> ClockTokens:
+def _as_fine(clock: ClockTokens, per: int) -> ClockTokens:
     """Bins longer than a fine step are parted evenly: a count lies anywhere in its bin."""
-    per = max(1, round(tokens.fine_s / fine_s))
     if per == 1:
         return clock
     place = np.arange((len(clock.cover) - 1) * per + 1) / per
@@ -240,8 +240,7 @@ def _as_fine(clock: ClockTokens, tokens: Tokens, fine_s: float) -> ClockTokens:
     return replace(clock, total=total, cover=cover)
 
 
-def _without_trend(clock: ClockTokens, tokens: Tokens, fine_s: float) -> ClockTokens:
-    step_s = tokens.token_s / max(tokens.per_token, round(tokens.token_s / fine_s))
+def _without_trend(clock: ClockTokens, step_s: float) -> ClockTokens:
     half = round(TREND_S / 2 / step_s)
     last = len(clock.cover) - 1
     low, high = np.clip(np.arange(last) - half, 0, last), np.clip(np.arange(last) + half, 0, last)

@@ -45,18 +45,22 @@ class Scan:
     def best_s(self) -> float:
         """Lag of the best score, between grid points by a parabola."""
         k = int(self.score.argmax())
-        if not 0 < k < self.score.size - 1:
-            return float(self.lag_s[k])
-        below, here, above = self.score[k - 1 : k + 2]
-        bend = below - 2 * here + above
-        part = 0.5 * (below - above) / bend if bend < 0 else 0.0
-        return float(self.lag_s[k] + part * (self.lag_s[1] - self.lag_s[0]))
+        return peak(self.lag_s, self.score) if 0 < k < self.score.size - 1 else float(self.lag_s[k])
 
     @property
     def surprise(self) -> float:
         """How far the best score lies above those of searches among wrong lags, in their standard deviations."""
         spread = max(float(self.fakes.std(ddof=1)), 0.1 * float(self.fakes.max()), 1e-3)
         return float((self.score.max() - self.fakes.mean()) / spread)
+
+
+def peak(lag_s: FloatArray, score: FloatArray) -> float:
+    """Top of the parabola through the best and the two beside it, at most a step from the middle one."""
+    k = int(np.clip(score.argmax(), 1, score.size - 2))
+    below, here, above = score[k - 1 : k + 2]
+    bend = below - 2 * here + above
+    part = 0.5 * (below - above) / bend if bend < 0 else 0.0
+    return float(lag_s[k] + np.clip(part, -1, 1) * (lag_s[1] - lag_s[0]))
 
 
 def scan(coarse: Coarse, start: int, stop: int, *, max_lag_s: float, rng: np.random.Generator) -> Scan:
@@ -102,6 +106,7 @@ def _scores(coarse: Coarse, start: int, stop: int, lags: np.ndarray) -> FloatArr
 
 
 def held_out(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> FloatArray:
+    """Share of `y`'s square that a ridge on `x` reads on held-out folds (numbered in order), for each penalty."""
     edges = np.searchsorted(fold, np.arange(N_FOLDS + 1))
     parts = [slice(a, b) for a, b in pairwise(edges)]
     grams = [x[p].T @ x[p] for p in parts]

@@ -230,6 +230,7 @@ def _by_reading(
     Windows are then read by a ridge that was fitted on others: those of every other minute read the rest.
     """
     coarse = pair.coarse
+    starts, n, _ = _windows_of(pair, config, span_s)
 
     def rolled(roll: np.ndarray) -> Coarse:
         return replace(coarse, b=np.roll(coarse.b, int(roll), axis=0))
@@ -240,14 +241,15 @@ def _by_reading(
     _, fit, _ = _by_curves(pair, config, span_s, alike, rng)
     step = np.arange(len(coarse))
     lag_s = fit.clock.lag_s(coarse.origin_s + coarse.step_s * (step + 0.5))
-    n_side = max(round(SIDE_S / coarse.step_s), 1)
-    side = step // min(n_side, max(1, len(coarse) // 4)) % 2
+    # Sides of whole windows, so that none is read by a ridge that was fitted on part of it.
+    n_side = n * max(1, round(min(SIDE_S / coarse.step_s, len(coarse) / 4) / n))
+    side = (step - starts[0]) // n_side % 2
     readers = [Reader.fit(coarse, np.where(side == k, lag_s, np.nan), 0, len(coarse)) for k in (0, 1)]
 
     def crossed(roll: np.ndarray, first: np.ndarray, n: int, lags: np.ndarray) -> FloatArray:
         out = np.zeros((first.size, lags.size))
         for k in (0, 1):
-            mine = side[first + n // 2] == k
+            mine = side[first] == k
             out[mine] = readers[1 - k].curves(rolled(roll), first[mine], n, lags)
         return out
 

@@ -90,7 +90,7 @@ def lag_table(
         edges = np.arange(0, len(time_s), every)
         score, lost = np.add.reduceat(score, edges), np.add.reduceat(lost, edges)
         time_s = np.add.reduceat(time_s, edges) / np.diff(np.append(edges, len(time_s)))
-    posterior, match = track_session(score, lost, drift=_drift(heard) if free else 0.5)
+    posterior, match = track_session(score, lost, drift=_drift(score) if free else 0.5)
     found = posterior_summary(posterior, heard.lag_s)
     fitted = fit.clock.lag_s(time_s)
     near = np.abs(heard.lag_s - fitted[:, None]) <= NEAR_S
@@ -113,8 +113,8 @@ def lag_table(
     )
 
 
-def _drift(heard: Evidence) -> float:
+def _drift(score: FloatArray) -> float:
     """Steps of the lag from window to window, in grid steps, robustly."""
-    best = heard.score.argmax(1).astype(float)
+    best = score.argmax(1).astype(float)
     moved = np.abs(best[2:] - best[:-2]) / np.sqrt(2)
     return float(np.clip(1.4826 * np.median(moved) if moved.size else 0.5, 0.5, 5.0))

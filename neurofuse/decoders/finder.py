@@ -238,13 +238,12 @@ class LagFinder:
 
     def _calibrate(self, held: Windows, rest: np.ndarray) -> None:
         rng = np.random.default_rng([self.seed, 23])
-        rows = np.arange(len(held))
-        rows = rng.permutation(rows)[:64]
+        rows = rng.permutation(len(held))[:64]
         if rows.size < 2:
             return
         own = [self._moved(held, rest, rows, rng) for _ in range(3)]
-        heard = [self._heard([b]) for b in own]
-        foreign = [self._heard([swap_some(b, 1.0, rng)]) for b in own]
+        heard = [self._heard(b) for b in own]
+        foreign = [self._heard(swap_some(b, 1.0, rng)) for b in own]
         attention = self.network_.attention
         calibrate(
             attention.track,
@@ -257,9 +256,9 @@ class LagFinder:
         )
 
     @torch.no_grad()
-    def _heard(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
-        out = [self.network_(*self._inputs(b)) for b in batches]
-        return torch.cat([o[0] for o in out]), torch.cat([o[1] for o in out])
+    def _heard(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        score, lost = self.network_(*self._inputs(batch))
+        return score, lost
 
     def _inputs(self, batch: Batch) -> tuple[Any, ...]:
         values = [
@@ -292,7 +291,7 @@ class LagFinder:
             if cut:
                 inner = _inside(batch.present[0], batch.reach, np.ones(len(batch.movement), bool))
                 batch = replace(batch, present=(inner, *batch.present[1:]))
-            score, lost = self._heard([batch])
+            score, lost = self._heard(batch)
             scores.append(score[:, :n].unflatten(1, (-1, every)).sum(2).numpy())
             losts.append(lost[:, :n].unflatten(1, (-1, every)).sum(2).numpy())
         return np.concatenate(scores), np.concatenate(losts)
@@ -325,9 +324,7 @@ def track_session(
     jump : float
         Probability that it is drawn anew instead.
     """
-    as_float = torch.float32
-    score = torch.as_tensor(score_NG[None], dtype=as_float)
-    lost = torch.as_tensor(lost_N[None], dtype=as_float)
+    score, lost = (torch.as_tensor(x[None], dtype=torch.float32) for x in (score_NG, lost_N))
     rates = ChainRates(
         torch.tensor(drift),
         torch.tensor(jump),
