@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from neurofuse.figures.panel import BLACK, BLUE, ORANGE, legend_above, tidy
+from neurofuse.figures.attention import SERIES
+from neurofuse.figures.panel import BLACK, legend_above, tidy
 from neurofuse.jitters.lag import WindowLag
 from neurofuse.recording import Movement, Recording, Signal
 from neurofuse.theory import anomaly_probability, critical_noise
@@ -154,8 +155,8 @@ def draw(levels: np.ndarray, curves: dict[str, np.ndarray], critical: float) -> 
     ideal = [1 - anomaly_probability(snr1=SNR_ANCHOR, snr2=x**-2, **LAW) for x in fine]
     panel.plot(fine, ideal, color=BLACK, ls=":", label="theory")
     panel.axvline(critical, color=BLACK, lw=0.8)
-    styles = ((BLUE, "o", "-"), (ORANGE, "s", "--"), ("#009E73", "^", "-."), ("#D55E00", "D", ":"))
-    for (name, curve), (colour, marker, line) in zip(curves.items(), styles, strict=False):
+    for k, (name, curve) in enumerate(curves.items()):
+        colour, marker, line = SERIES[k % len(SERIES)]
         panel.plot(levels, curve.mean(0), color=colour, marker=marker, ls=line, ms=4, label=name)
         panel.fill_between(levels, curve.min(0), curve.max(0), color=colour, alpha=0.15, lw=0)
     panel.set_xscale("log")

@@ -194,7 +194,7 @@ def run_task(context: dict[str, Any], coordinates: dict[str, Any]) -> dict[str, 
     Returns
     -------
     dict
-        `cells`: for each test its `kind`, `level` (index), `r2` by axis, and measures; `maps`, see `packed`.
+        `cells`: for each test its `kind`, `level` (index), `r2` by axis, and measures; `maps`, see `lag_map`.
     """
     use_threads(1)
     threadpool_limits(limits=1)

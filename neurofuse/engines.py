@@ -221,6 +221,8 @@ def _serve(pipe: Connection, work: Work, context: dict[str, Any]) -> None:
     """What a worker does until nobody asks any more."""
     # Ctrl-C reaches the whole group; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The bars of a training share no screen; the lock tqdm makes for processes outlives a worker that is killed.
+    tqdm.set_lock(threading.RLock())
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     pipe.send({"status": "ready"})
     while True:

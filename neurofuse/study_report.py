@@ -126,15 +126,13 @@ def _section(
     """The figures of one kind of jitter, protocol by protocol."""
     figures: list[dict[str, str]] = []
     spotlit = "entropy" in study and bool(np.isfinite(study["entropy"].sel(kind=kind)).any())
-    gains = [t for t in thresholds if t.get("quantity") != "hit_rate"]
-    hits = [t for t in thresholds if t.get("quantity") == "hit_rate"]
     for protocol in map(str, study["protocol"].values):
         caption = (
             "Lines are means over seeds, bands reach from the worst seed to the best; grey are the references. "
             "Vertical: the level at which half of the gain is left, with its 95 % interval, and that of theory, dotted."
         )
         with drawn(figures, 6.4, 3.6, f"R² against the level of {kind}, {protocol}", caption) as figure:
-            plot_study(study, kind=kind, protocol=protocol, thresholds=gains, ax=figure.subplots())
+            plot_study(study, kind=kind, protocol=protocol, thresholds=thresholds, ax=figure.subplots())
         if spotlit:
             here = study.sel({"kind": kind, "protocol": protocol})
             n = sum(bool(here[m].notnull().any()) for m in SPOTLIGHT if m in here)
@@ -142,7 +140,7 @@ def _section(
             caption = "Vertical: the level at which half of the lags are found."
             with drawn(figures, 6.4, 1.5 * n, alt, caption) as figure:
                 panels = figure.subplots(n, 1, sharex=True, squeeze=False)[:, 0]
-                plot_study_spotlight(study, kind=kind, protocol=protocol, thresholds=hits, ax=panels)
+                plot_study_spotlight(study, kind=kind, protocol=protocol, thresholds=thresholds, ax=panels)
         if maps is None:
             continue
         kept = (maps["kind"].values == kind) & (maps["protocol"].values == protocol)

@@ -11,9 +11,10 @@ import pandas as pd
 import xarray as xr
 
 from neurofuse.cards import card
+from neurofuse.cells import ORACLE
 from neurofuse.recording import NeurofuseError
 from neurofuse.study import LAYOUT
-from neurofuse.threshold import Threshold, thresholds
+from neurofuse.threshold import Quantity, Threshold, thresholds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,11 +109,13 @@ class StudyTable:
         """What becomes of the spotlight; see `neurofuse.figures.plot_study_spotlight`."""
         from neurofuse.figures import plot_study_spotlight
 
-        return plot_study_spotlight(self._table, kind=kind, thresholds=self._found(), ax=ax)
+        return plot_study_spotlight(self._table, kind=kind, thresholds=self._found("hit_rate"), ax=ax)
 
-    def _found(self) -> list[Mapping[str, Any]]:
+    def _found(self, quantity: Quantity = "gain") -> list[Mapping[str, Any]]:
+        # Who is told the lag does not look for it.
+        asked = self._table if quantity == "gain" else self._table.drop_sel(model=ORACLE, errors="ignore")
         try:
-            return [one.as_dict() for one in self.thresholds()]
+            return [{"quantity": quantity} | one.as_dict() for one in thresholds(asked, quantity=quantity)]
         except NeurofuseError:
             # Without references, or with too few levels, there is a study but no threshold.
             return []

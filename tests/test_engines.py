@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tqdm.auto import tqdm
 
 from neurofuse import engines
 from neurofuse.engines import RETRIES, Task, read_record, run_tasks
@@ -23,6 +24,8 @@ ROOT = Path(__file__).parent.parent
 def draw(context, coordinates):
     """A pure function of its coordinates, with a trap for every way to go wrong."""
     marks = context.get("marks")
+    if context.get("bar"):
+        tqdm([], disable=True).close()
     if coordinates["k"] == context.get("raise_at"):
         raise NeurofuseError("this one\ncannot be done.")
     if coordinates["k"] == context.get("not_json_at"):
@@ -135,19 +138,23 @@ from neurofuse.engines import run_tasks
 from test_engines import draw, tasks
 
 if __name__ == "__main__":
-    context = dict(seed=1, marks={marks!r}, sleep_s=0.2)
-    run_tasks(draw, tasks(20), folder=Path({out!r}), context=context, jobs=2)
+    context = dict(seed=1, marks={marks!r}, sleep_s=0.2) | {more!r}
+    run_tasks(draw, tasks({n}), folder=Path({out!r}), context=context, jobs=2)
 """
+
+
+def write_script(path, *, marks, out, n=20, **more):
+    text = STUDY.format(
+        root=str(ROOT), tests=str(ROOT / "tests"), marks=str(marks), out=str(out), n=n, more=more
+    )
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
 def test_a_study_killed_in_the_middle_goes_on_to_the_same_files(tmp_path):
     out, marks = tmp_path / "out", tmp_path / "marks"
     marks.mkdir()
-    script = tmp_path / "study.py"
-    script.write_text(
-        STUDY.format(root=str(ROOT), tests=str(ROOT / "tests"), marks=str(marks), out=str(out)),
-        encoding="utf-8",
-    )
+    script = write_script(tmp_path / "study.py", marks=marks, out=out)
     study = subprocess.Popen([sys.executable, str(script)], start_new_session=True)
     deadline = time.monotonic() + 60
     while len(list(out.glob("task*.json"))) < 4:
@@ -175,19 +182,24 @@ def test_a_study_killed_in_the_middle_goes_on_to_the_same_files(tmp_path):
 
 
 def test_a_script_that_guards_nothing_is_told_so(tmp_path):
-    script = tmp_path / "unguarded.py"
-    unguarded = STUDY.replace('if __name__ == "__main__":', "if True:")
-    script.write_text(
-        unguarded.format(
-            root=str(ROOT), tests=str(ROOT / "tests"), marks=str(tmp_path), out=str(tmp_path / "out")
-        ),
-        encoding="utf-8",
-    )
+    script = write_script(tmp_path / "unguarded.py", marks=tmp_path, out=tmp_path / "out")
+    script.write_text(script.read_text().replace('if __name__ == "__main__":', "if True:"))
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 1
     assert "if __name__ == '__main__'" in done.stderr.splitlines()[-1]
+
+
+def test_killed_workers_leave_no_semaphores(tmp_path):
+    """The bar of a training makes one, unless told not to, which is warned of at the end."""
+    script = write_script(
+        tmp_path / "bars.py", marks=tmp_path, out=tmp_path / "out", n=3, bar=True, poison=1, poison_s=0.2
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert (tmp_path / "poison").exists()
+    assert done.stderr == ""
 
 
 def test_a_scheduler_that_does_not_answer_is_refused(tmp_path):

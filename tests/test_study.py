@@ -203,7 +203,7 @@ def test_a_moved_clock_is_known_to_the_oracle_and_to_the_scores(two):
     assert list(table["base_lag"].values) == ["none"]
 
 
-def test_a_cell_that_fails_says_why_and_the_others_stand(two, tmp_path, monkeypatch):
+def test_a_cell_that_fails_says_why_and_the_others_stand(two, tmp_path):
     config = replace(CHEAP, kinds=("delete",), levels={"delete": (0.3, 0.5)}, n_seeds=1)
     run_study(two, config=config, jobs=0, out=tmp_path / "out")
     tasks = plan_tasks(config)

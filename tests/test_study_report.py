@@ -108,9 +108,28 @@ def test_the_spotlight_is_drawn_without_the_oracle():
     axes = plot_study_spotlight(table(), thresholds=found())
     assert [a.get_ylabel() for a in axes] == ["lag hit rate", "flicker (1/s)", "entropy (nat)"]
     assert "oracle" not in axes[0].get_legend_handles_labels()[1]
+    # Of what threshold.json holds, each figure draws its own quantity, and by one method.
+    others = [t | {"measured": 0.02, "method": "theory"} for t in found()]
+    others += [t | {"measured": 0.03} for t in found() if t["quantity"] == "gain"]
+    axes = plot_study_spotlight(table(), thresholds=others)
+    assert [line.get_label() for line in axes[0].get_lines()] == ["tracked", "theory"]
+    others = [t | {"measured": 0.03} for t in found() if t["quantity"] == "hit_rate"]
+    panel = plot_study(table(), thresholds=others)
+    assert sorted(line.get_label() for line in panel.get_lines()) == ["early", "oracle", "theory", "tracked"]
     blind = table().drop_vars(["hit_rate", "flicker", "entropy"])
     with pytest.raises(NeurofuseError, match="no model of this study looked for a lag"):
         plot_study_spotlight(blind)
+
+
+def test_title_and_legend_do_not_collide():
+    study = table().isel(model=[0, 1, 2, 2, 2]).assign_coords(model=["early", "oracle", "tracked", "b", "c"])
+    for axes in ([plot_study(study)], plot_study_spotlight(study)):
+        legend = axes[0].get_legend()
+        assert legend.get_title().get_text() == "test-only, under lag:0.2"
+        axes[0].figure.draw_without_rendering()
+        title = legend.get_title().get_window_extent()
+        assert all(not title.overlaps(text.get_window_extent()) for text in legend.get_texts())
+        assert axes[0].get_title(loc="left") == ""
 
 
 def test_lag_maps_are_drawn_from_the_lowest_level_to_the_highest():

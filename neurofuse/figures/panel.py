@@ -90,8 +90,8 @@ def tidy(panel: Axes) -> None:
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def legend_above(panel: Axes, *, order: Sequence[str] = (), on: str = "") -> None:
-    """A legend above the data, where it hides none of it."""
+def legend_above(panel: Axes, *, order: Sequence[str] = (), on: str = "", title: str = "") -> None:
+    """A legend above the data, where it hides none of it; a title given here stands above it, not beside."""
     handles, labels = panel.get_legend_handles_labels()
     known = [labels.index(o) for o in order if o in labels]
     rows = [*known, *(k for k in range(len(labels)) if k not in known)]
@@ -105,6 +105,9 @@ def legend_above(panel: Axes, *, order: Sequence[str] = (), on: str = "") -> Non
         handlelength=1.8,
         fontsize="small",
         frameon=bool(on),
+        title=title or None,
+        title_fontsize="medium",
+        alignment="left",
     )
     if on:
         # White on white cannot be read: the key gets the colour of the map's floor behind it.

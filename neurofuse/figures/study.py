@@ -57,7 +57,7 @@ def plot_study(
     kind, protocol : str, optional
         By default the first.
     thresholds : iterable of mapping
-        As in `threshold.json`: those of other kinds and protocols are left out.
+        As in `threshold.json`: those of the gain by "isotonic" are drawn; of other kinds and protocols, none.
     ax : Axes, optional
 
     Raises
@@ -77,7 +77,7 @@ def plot_study(
             colour, marker, line = SERIES[len(colours) % len(SERIES)]
             colours[model] = colour
         _line(panel, level, r2.sel(model=model), safe_label(model), colour, marker, line)
-    for model, one in _found(thresholds, table).items():
+    for model, one in _found(thresholds, table, "gain").items():
         if model in colours:
             panel.axvline(one["measured"], color=colours[model], lw=1.0)
             low, high = one.get("ci95") or (None, None)
@@ -92,9 +92,8 @@ def plot_study(
     if shown.size:
         # A decoder that fails altogether would squeeze all others into a line.
         panel.set_ylim(max(float(shown.min()) - 0.03, -0.25), min(1.0, float(shown.max()) + 0.05))
-    panel.set_title(_title(table), **TITLE)
     tidy(panel)
-    legend_above(panel)
+    legend_above(panel, title=_title(table))
     return panel
 
 
@@ -111,7 +110,7 @@ def plot_study_spotlight(
     Parameters
     ----------
     study, kind, protocol, thresholds
-        As for `plot_study`; models that look for no lag are left out.
+        As for `plot_study`, but thresholds of the hit rate; models that look for no lag are left out.
     ax : sequence of Axes, optional
         One a measure that the study has.
 
@@ -126,7 +125,7 @@ def plot_study_spotlight(
             "no model of this study looked for a lag, so there is no spotlight to draw; add one such as 'tracked'."
         )
     axes = panels_for(ax, len(names), height_in=1.7, width_in=6.0, share_x=True)
-    found = _found(thresholds, table)
+    found = _found(thresholds, table, "hit_rate")
     # The oracle is told the lag and has nothing to show.
     looking = [str(m) for m in table["model"].values if str(m) != study.attrs.get("oracle")]
     models = [m for m in looking if bool(table["entropy"].sel(model=m).notnull().any())]
@@ -143,8 +142,7 @@ def plot_study_spotlight(
     for panel in axes[:-1]:
         panel.set_xscale("log")
     _level_axis(axes[-1], table, level)
-    axes[0].set_title(_title(table), **TITLE)
-    legend_above(axes[0])
+    legend_above(axes[0], title=_title(table))
     return axes
 
 
@@ -234,12 +232,20 @@ def _of_kind(
     return table, table["level_value"].values
 
 
-def _found(thresholds: Iterable[Mapping[str, Any]], table: xr.Dataset) -> dict[str, Mapping[str, Any]]:
-    """By model, the first threshold of this kind and protocol that was measured."""
-    here = (str(table["kind"].item()), str(table["protocol"].item()))
+def _found(
+    thresholds: Iterable[Mapping[str, Any]], table: xr.Dataset, quantity: str
+) -> dict[str, Mapping[str, Any]]:
+    """By model, the threshold of a quantity at this kind and protocol, where it was measured."""
+    here = (str(table["kind"].item()), str(table["protocol"].item()), quantity, "isotonic")
     out: dict[str, Mapping[str, Any]] = {}
     for one in thresholds:
-        if (one.get("kind"), one.get("protocol")) == here and one.get("measured") is not None:
+        at = (
+            one.get("kind"),
+            one.get("protocol"),
+            one.get("quantity", quantity),
+            one.get("method", "isotonic"),
+        )
+        if at == here and one.get("measured") is not None:
             out.setdefault(str(one.get("model")), one)
     return out
 
