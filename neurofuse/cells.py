@@ -358,7 +358,9 @@ def digest(recording: Recording) -> str:
         for array in arrays:
             told.update(np.ascontiguousarray(array).tobytes())
     if recording.movement is not None:
-        told.update(np.ascontiguousarray(recording.movement.data.values).tobytes())
+        moved = recording.movement.data
+        for array in (moved["time"].values, moved.values):
+            told.update(np.ascontiguousarray(array).tobytes())
     return told.hexdigest()[:16]
 
 

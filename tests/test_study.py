@@ -14,7 +14,15 @@ import pytest
 import xarray as xr
 
 from neurofuse import cells
-from neurofuse.cells import StudyConfig, config_from, generator, jittered_tokens, packed_recording, run_task
+from neurofuse.cells import (
+    StudyConfig,
+    config_from,
+    digest,
+    generator,
+    jittered_tokens,
+    packed_recording,
+    run_task,
+)
 from neurofuse.cli import main
 from neurofuse.engines import Record, read_record
 from neurofuse.levels import AROUND, Levels, largest, plan_levels
@@ -390,3 +398,10 @@ def test_the_command_line_refuses_in_one_sentence(tmp_path, capsys, words, sente
     assert sentence in said.err
     assert len(said.err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recording_whose_movement_was_timed_otherwise_is_another(tiny):
+    data = tiny.movement.data
+    later = replace(tiny.movement, data=data.assign_coords(time=data["time"].values + 0.25))
+    assert digest(tiny) == digest(tiny.but(did="nothing"))
+    assert digest(tiny.but(movement=later)) != digest(tiny)
