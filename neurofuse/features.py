@@ -105,7 +105,7 @@ def lfp_features(signal: Signal, *, config: FeatureConfig | None = None) -> Sign
     -------
     Signal
         Kind "power", same name and clock, channels named "<channel> <band>". Causal features carry the
-        time of the newest sample they used; zero-phase features the middle of the samples they average.
+        time of the newest sample they used; zero-phase features the start of the stretch they average.
         `data.attrs["features"]` is JSON: the settings, the bands used and left out (those that end above
         0.9 of half the sampling rate), filter orders, and `group_delay_s`, by how much a band is late at its
         centre (geometric mean of its edges; half the upper edge for a band from 0 Hz). Line notches delay
@@ -163,7 +163,8 @@ def lfp_features(signal: Signal, *, config: FeatureConfig | None = None) -> Sign
         rows = slice(row, row + n_bins)
         first, n_in = start + skip * step, (skip + n_bins) * step
         in_bins = signal.time_s[first : start + n_in].reshape(n_bins, step)
-        times[rows] = in_bins[:, -1] if config.causal else in_bins.mean(axis=1)
+        # A token holds a value until the next is due, so one about a stretch of time is stamped where that begins.
+        times[rows] = in_bins[:, -1] if config.causal else in_bins.mean(axis=1) - 0.5 * out_s
         for c in range(signal.n_channels):
             # One channel at a time: hours of many channels never exist twice, let alone as float64.
             x = np.ascontiguousarray(values[start : start + n_in, c], dtype=np.float64)

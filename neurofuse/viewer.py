@@ -259,7 +259,7 @@ class Explorer:
         )
         self.found = widgets.Button(description="go to the lag found", disabled=self.posterior is None)
         self.found.on_click(lambda _: self.go_to_found())
-        self.picture = widgets.Image(format="png", layout=widgets.Layout(width="100%"))
+        self.picture = widgets.Image(format="png", layout=widgets.Layout(width="99%", object_fit="contain"))
         controls = (self.start, self.width, self.units, self.channels, self.lag)
         for control in controls:
             control.observe(lambda _: self.redraw(), names="value")

@@ -158,8 +158,9 @@ def pair_of(
         if isinstance(stream, Signal) and stream.kind == "lfp" and stream.name != MOVEMENT:
             feature, said = _features(stream, line_hz)
             warnings += said
-            stream = feature
-        streams.append(_centred(stream))
+            streams.append(feature)
+        else:
+            streams.append(_centred(stream))
     two = replace(recording, reference=first, streams=tuple(streams), movement=None)
     span_s = two.span_s[1] - two.span_s[0]
     fine_s = FINE_S if span_s <= LONG_S else 2 * FINE_S
