@@ -174,7 +174,7 @@ def draw(
     lag_s, r = correlation(recording, view, clock=clock, max_lag_s=max_lag_s)
     panels[0].plot(lag_s, r, color=BLUE, lw=1.3)
     here = float(np.interp(view.lag_s, lag_s, r))
-    panels[0].set_title(f"activity of both clocks: r = {here:.2f} here", **TITLE)
+    panels[0].set_title(f"activity: r = {here:.2f} here", **TITLE)
     panels[0].set_ylabel("correlation")
     if posterior is not None:
         inside = posterior.sel(time=slice(view.start_s, view.start_s + view.width_s))

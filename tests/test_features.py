@@ -22,7 +22,8 @@ from neurofuse.features import (
     lfp_features,
     resample,
 )
-from neurofuse.recording import NeurofuseError, Signal
+from neurofuse.recording import NeurofuseError, Recording, Signal
+from neurofuse.tokens import tokenize
 
 RATE_HZ = 1000.0
 
@@ -142,6 +143,22 @@ def test_a_zero_phase_feature_does_look_ahead() -> None:
     before, after = lfp_features(lfp(x), config=config), lfp_features(lfp(corrupted), config=config)
     past = before.time_s < 1.99
     assert (before.data.values[past] != after.data.values[past]).any()
+
+
+@pytest.mark.parametrize("rate_hz", [20.0, 100.0, 250.0])
+def test_a_token_shows_the_potential_of_its_own_time(rate_hz: float) -> None:
+    t = np.arange(20_000) / RATE_HZ
+    slow = lfp(np.sin(2 * np.pi * 1.0 * t)[:, None])
+    features = lfp_features(slow, config=FeatureConfig(causal=False, rate_hz=rate_hz, bands=(("lmp", 0, 5),)))
+    tokens = tokenize(Recording("sine", "lfp", (features,)), token_s=0.1)
+    shown, present = tokens.clocks[0].gather(
+        tokens.per_token * np.arange(tokens.n_tokens)[None], tokens.per_token
+    )
+    expected = np.sin(2 * np.pi * 1.0 * tokens.time_s(np.arange(tokens.n_tokens)))
+    assert present.mean() > 0.9
+    inner = slice(20, -20)
+    late_s = delay_by_correlation(expected[inner], shown[0, inner, 0], tokens.token_s)
+    assert abs(late_s) < 0.5 * tokens.fine_s
 
 
 def test_each_stretch_gives_the_same_features_alone_as_beside_a_gap() -> None:
