@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -14,9 +16,10 @@
 # %% [markdown]
 # # 04 How much jitter: a study and its threshold
 #
-# A study spoils a clean recording more and more, here with noise on the LFP, and tells the level at which a decoder has
-# lost half of what alignment is worth. A real one trains at every one of ten levels, with five seeds
-# (`protocols=("train-matched",)`); this one trains once and is tested at four, and says so in its intervals.
+# A study spoils a clean recording more and more, here with noise on the LFP, and tells the level at which a decoder finds
+# only half of the lags. A real one trains at every one of ten levels, with five seeds (`protocols=("train-matched",)`),
+# beside the decoders between which a gain in R2 is measured; this one trains three times, on clean LFP, and is tested at
+# five levels. Theory is about an observer that knows the noise, so it holds out for longer than a decoder that never met it.
 
 # %%
 import os
@@ -28,20 +31,22 @@ from neurofuse.simulate import SimulationConfig, simulate
 
 QUICK = os.environ.get("NEUROFUSE_QUICK") == "1"
 
+SMALL = {"duration_s": 50.0, "n_units": 16, "n_channels": 4, "lfp_rate_hz": 500.0}
+
 recording, _ = simulate(
-    config=SimulationConfig(duration_s=50.0 if QUICK else 100.0, n_units=16, n_channels=4, lfp_rate_hz=500.0),
-    rng=np.random.default_rng([0, 7]),
+    config=SimulationConfig(**(SMALL if QUICK else {"duration_s": 180.0})), rng=np.random.default_rng([0, 7])
 )
 config = neurofuse.StudyConfig(
-    decoders=("softmax",),
+    decoders=("tracked",),
+    references=False,
     kinds=("noise",),
-    levels={"noise": (0.5, 2.0, 8.0, 32.0)},
+    levels={"noise": (0.1, 0.3, 1.0, 3.0, 10.0)},
     protocols=("test-only",),
     base_lag="lag:0.15",
-    n_seeds=1 if QUICK else 2,
-    n_steps=4 if QUICK else 80,
-    window_s=1.5,
-    max_lag_s=0.3,
+    n_seeds=1 if QUICK else 3,
+    n_steps=4 if QUICK else 200,
+    window_s=3.0,
+    max_lag_s=0.4,
     token_s=0.05,
 )
 table = neurofuse.run_study(recording, config=config, jobs=0)
@@ -51,10 +56,10 @@ table.study
 # The table is an xarray Dataset; `.study` asks it the usual questions.
 
 # %%
-table.study.curve("r2").round(2)
+table.study.curve("hit_rate").round(2)
 
 # %%
-panel = table.study.plot()
+panels = table.study.plot_spotlight()
 
 # %%
 for found in table.study.thresholds(quantity="hit_rate"):
