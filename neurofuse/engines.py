@@ -183,11 +183,11 @@ def _attempt(work: Work, context: dict[str, Any], coordinates: dict[str, Any]) -
 class _Worker:
     """A process that runs one task at a time."""
 
-    def __init__(self, work: Work, context: dict[str, Any]) -> None:
+    def __init__(self, work: Work) -> None:
         # A fresh interpreter: a forked one would inherit the locks of torch's threads, held or not.
         spawn = multiprocessing.get_context("spawn")
         self.pipe, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=_serve, args=(theirs, work, context), daemon=True)
+        self.process = spawn.Process(target=_serve, args=(theirs, work), daemon=True)
         self.process.start()
         # With its end closed here, the death of the worker is the end of the pipe.
         theirs.close()
@@ -201,6 +201,12 @@ class _Worker:
         except (EOFError, OSError):
             return None
         return Record(**said)
+
+    def begin(self, context: dict[str, Any]) -> None:
+        """Hand it what all tasks share, once it listens: handed over at its start, it blocks if the worker dies."""
+        self.ready = True
+        with suppress(OSError):
+            self.pipe.send(context)
 
     def give(self, task: Task) -> None:
         """Hand it a task; one that has died meanwhile will not answer, which tells."""
@@ -217,7 +223,7 @@ class _Worker:
         self.process.join()
 
 
-def _serve(pipe: Connection, work: Work, context: dict[str, Any]) -> None:
+def _serve(pipe: Connection, work: Work) -> None:
     """What a worker does until nobody asks any more."""
     # Ctrl-C reaches the whole group; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -225,12 +231,13 @@ def _serve(pipe: Connection, work: Work, context: dict[str, Any]) -> None:
     tqdm.set_lock(threading.RLock())
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     pipe.send({"status": "ready"})
-    while True:
-        try:
+    try:
+        context = pipe.recv()
+        while True:
             record = _attempt(work, context, pipe.recv())
             pipe.send({"status": record.status, "message": record.message, "result": record.result})
-        except (EOFError, OSError):
-            return
+    except (EOFError, OSError):
+        return
 
 
 def _leave_with_parent() -> None:
@@ -246,7 +253,7 @@ def _in_processes(
     waiting = deque(tasks)
     tries: Counter[str] = Counter()
     false_starts = 0
-    crew = [_Worker(work, context) for _ in range(min(jobs, len(tasks)))]
+    crew = [_Worker(work) for _ in range(min(jobs, len(tasks)))]
     try:
         while waiting or any(w.task for w in crew):
             for worker in crew:
@@ -257,14 +264,15 @@ def _in_processes(
                 worker = at_work[pipe]  # type: ignore[index]
                 task, said = worker.task, worker.heard()
                 if said is not None and said.status == "ready":
-                    worker.ready, false_starts = True, 0
+                    worker.begin(context)
+                    false_starts = 0
                     continue
                 worker.task = None
                 if said is not None:
                     assert task is not None
                     yield task, said
                     continue
-                code = _put_down(worker, crew, work, context)
+                code = _put_down(worker, crew, work)
                 if task is None:
                     false_starts += 1
                     if false_starts >= MOST_FALSE_STARTS:
@@ -286,11 +294,11 @@ def _in_processes(
             worker.stop()
 
 
-def _put_down(worker: _Worker, crew: list[_Worker], work: Work, context: dict[str, Any]) -> str:
+def _put_down(worker: _Worker, crew: list[_Worker], work: Work) -> str:
     """Replace a worker that died, and say what of."""
     worker.stop()
     code = worker.process.exitcode or 0
-    crew[crew.index(worker)] = _Worker(work, context)
+    crew[crew.index(worker)] = _Worker(work)
     return signal.Signals(-code).name if -code in set(signal.Signals) else f"exit code {code}"
 
 

@@ -181,9 +181,14 @@ def test_a_study_killed_in_the_middle_goes_on_to_the_same_files(tmp_path):
     assert all((marks / name).read_text() == "x" for name in again)
 
 
-def test_a_script_that_guards_nothing_is_told_so(tmp_path):
+@pytest.mark.parametrize("shared", [0, 10**6])
+def test_a_script_that_guards_nothing_is_told_so(tmp_path, shared):
     script = write_script(tmp_path / "unguarded.py", marks=tmp_path, out=tmp_path / "out")
-    script.write_text(script.read_text().replace('if __name__ == "__main__":', "if True:"))
+    script.write_text(
+        script.read_text()
+        .replace('if __name__ == "__main__":', "if True:")
+        .replace("sleep_s=0.2", f"sleep_s=0.2, shared={shared} * 'x'")
+    )
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False
     )
