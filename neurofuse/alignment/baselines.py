@@ -13,6 +13,7 @@ from scipy.ndimage import gaussian_filter1d
 from neurofuse.alignment.clock import ClockFit, ClockMap, Model, fit_clock
 from neurofuse.alignment.pair import Coarse, Pair, lag_grid
 from neurofuse.alignment.scan import correlation_evidence
+from neurofuse.jitters.lag import nearest
 from neurofuse.recording import FloatArray, IntArray, NeurofuseError, Recording, Signal, Spikes
 
 # Width of the kernel that pulses are matched with, and the most two of them may differ, seconds.
@@ -130,13 +131,6 @@ def pulse_evidence(
     return a_s[0] + window_s * (0.5 + np.arange(n_windows)), lag_s, 4.0 * matched
 
 
-def _nearest(times_s: FloatArray, wanted_s: FloatArray) -> FloatArray:
-    """Of two or more times in order, the one nearest each of those wanted."""
-    after = np.clip(np.searchsorted(times_s, wanted_s), 1, times_s.size - 1)
-    below_s, above_s = times_s[after - 1], times_s[after]
-    return np.where(wanted_s - below_s <= above_s - wanted_s, below_s, above_s)
-
-
 def pulse_clock(
     a_s: FloatArray, b_s: FloatArray, fit: ClockFit, *, model: Model
 ) -> tuple[ClockMap, float, float]:
@@ -151,7 +145,7 @@ def pulse_clock(
         Robust standard deviation of the matched pulses about the fit.
     """
     wanted = fit.clock.to_b(a_s)
-    near_s = _nearest(b_s, wanted)
+    near_s = b_s[nearest(b_s, wanted)]
     apart = near_s - wanted
     close = np.abs(apart) < SAME_PULSE_S
     if not close.any():
@@ -175,7 +169,7 @@ def sharpened(
 ) -> ClockFit:
     """The fit again with every pulse's own difference, to a tenth of a millisecond."""
     wanted = fit.clock.to_b(a_s)
-    near_s = _nearest(b_s, wanted)
+    near_s = b_s[nearest(b_s, wanted)]
     apart = near_s - a_s
     same = np.abs(near_s - wanted) <= SAME_PULSE_S
     if same.sum() < 2:
