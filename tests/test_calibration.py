@@ -4,8 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from neurofuse.decoders.calibration import Heard, calibrate
-from neurofuse.decoders.chain import LagChain, lag_posterior
+from neurofuse.decoders.calibration import STRETCH, Heard, adapted, calibrate
+from neurofuse.decoders.chain import (
+    REACH,
+    ChainRates,
+    LagChain,
+    drift_taps,
+    joint,
+    lag_posterior,
+    log_evidence,
+)
 from neurofuse.scores import posterior_summary
 
 MAX_LAG = 10
@@ -94,3 +102,64 @@ def test_unknown_lags_do_not_count():
         4,
     )
     assert float(track.trust) == pytest.approx(float(other.trust))
+
+
+def walked(n_blocks, *, drift, jump, seed, n_lags=41):
+    """Log-likelihood of lag and match in blocks, whose lag walks so fast and jumps so often."""
+    rng = np.random.default_rng(seed)
+    step = rng.poisson(drift**2 / 2, n_blocks) - rng.poisson(drift**2 / 2, n_blocks)
+    lag = np.empty(n_blocks, int)
+    now = n_lags // 2
+    for j in range(n_blocks):
+        now = rng.integers(n_lags) if rng.random() < jump else abs(now + step[j])
+        now = min(now, 2 * (n_lags - 1) - now)
+        lag[j] = now
+    height = 4.0
+    score = rng.normal(size=(n_blocks, n_lags))
+    score[np.arange(n_blocks), lag] += height
+    worth = torch.as_tensor(height * score - height**2 / 2)[None]
+    return joint(worth, torch.zeros(1, n_blocks).double())
+
+
+def chain_rates(drift, jump, n_lags=41):
+    drift, jump, lose, find = torch.tensor([drift, jump, 1e-3, 0.1]).double().unbind()
+    return ChainRates(drift, jump, lose, find, torch.zeros(n_lags).double())
+
+
+@pytest.mark.parametrize(("drift", "jump"), [(0.5, 0.002), (1.5, 0.002), (0.1, 0.03), (0.02, 0.002)])
+@pytest.mark.parametrize("before", [(0.3, 0.01), (1e-4, 0.003)])
+def test_a_recording_tells_how_fast_its_lag_drifts_and_how_often_it_jumps(drift, jump, before):
+    block = walked(6 * STRETCH - 40, drift=drift, jump=jump, seed=4)
+    found = adapted(chain_rates(*before), block)
+    if drift >= 0.5:
+        assert float(found.drift) == pytest.approx(drift, rel=0.1)
+    else:
+        assert float(found.drift) < 1.5 * drift + 0.02
+    assert 0.5 * jump < float(found.jump) < 2 * jump + 0.001
+    assert not found.drift.requires_grad
+    # No rates nearby explain what was seen better, but for the pull of those before.
+    best = float(log_evidence(block, found))
+    for by in (0.7, 1.4):
+        assert (
+            best > float(log_evidence(block, chain_rates(by * float(found.drift), float(found.jump)))) - 0.5
+        )
+        assert (
+            best > float(log_evidence(block, chain_rates(float(found.drift), by * float(found.jump)))) - 0.5
+        )
+
+
+def test_the_evidence_of_a_chain_is_the_sum_over_its_paths():
+    block = walked(5, drift=0.8, jump=0.1, seed=1, n_lags=3)
+    r = chain_rates(0.8, 0.1, n_lags=3)
+    prior_G, mix, first = r.parts()
+    taps = drift_taps(r.drift)
+    move = torch.tensor([[taps[b - a + REACH] for b in range(3)] for a in range(3)]).double()
+    # What would leave the range is lost, and taken to have stayed inside: the rest is scaled up.
+    state, total = (first[:, None] * prior_G).flatten(), 0.0
+    for j in range(5):
+        if j:
+            state = state @ torch.kron(mix, (1 - r.jump) * move + r.jump * prior_G)
+            state = state / state.sum()
+        seen = state * block[0, j].flatten().exp()
+        total, state = total + float(seen.sum().log()), seen / seen.sum()
+    assert float(log_evidence(block, r)) == pytest.approx(total)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import logsumexp
+from scipy.special import ive, logsumexp
 
 from neurofuse.decoders.chain import (
     REACH,
@@ -191,11 +191,23 @@ def test_a_chain_that_never_moves_is_the_constant_lag():
         torch.randn(3, 12, generator=g, dtype=torch.float64),
     )
     # A match that is kept for good and never lost, in the proportion one to one.
-    r = rates(6, drift=1e-3, jump=0.0, lose=1e-12, find=1e-12)
+    r = rates(6, drift=0.0, jump=0.0, lose=1e-12, find=1e-12)
     for causal in (False, True):
         found = lag_posterior(score, lost, r, same(6), every=3, causal=causal)
         wanted = constant_posterior(score, lost, r, same(6), causal=causal)
         torch.testing.assert_close(together(found), together(wanted), atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("drift", [1e-3, 0.05, 0.3, 1.0, 1.8])
+def test_a_step_has_the_variance_it_is_said_to_have_however_small(drift):
+    taps = drift_taps(torch.tensor(drift, dtype=torch.float64)).numpy()
+    step = np.arange(-REACH, REACH + 1)
+    assert taps.sum() == pytest.approx(1)
+    assert taps @ step**2 == pytest.approx(drift**2, rel=0.03)
+    np.testing.assert_allclose(taps, ive(step, drift**2), atol=3e-4)
+    # Two blocks drift as one whose variance is twice theirs.
+    twice = drift_taps(torch.tensor(drift * 2**0.5, dtype=torch.float64)).numpy()
+    np.testing.assert_allclose(np.convolve(taps, taps)[REACH:-REACH], twice, atol=2e-2)
 
 
 def test_a_chain_that_always_jumps_and_never_loses_is_softmax_attention_with_a_prior():

@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter1d
 from neurofuse.alignment.clock import ClockFit, ClockMap, Model, fit_clock
 from neurofuse.alignment.pair import SMOOTH_S, Pair, lag_grid
 from neurofuse.alignment.scan import N_FOLDS, held_out, peak
-from neurofuse.alignment.told import Evidence, Foreign
+from neurofuse.alignment.told import Evidence, Foreign, freed
 from neurofuse.decoders.finder import LagFinder
 from neurofuse.recording import FloatArray, NeurofuseError
 from neurofuse.windows import EDGE_TOKENS, Windows
@@ -35,9 +35,8 @@ ZERO_S, ZERO_STEP_S, ZERO_SPAN_S = 0.08, 0.02, 900.0
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """A network, what it hears along a session, and the clock that explains it."""
+    """What networks hear along a session, and the clock that explains it."""
 
-    finder: LagFinder
     evidence: Evidence
     fit: ClockFit
     foreign: Foreign
@@ -68,14 +67,39 @@ def learn(
     span_s : tuple of float
         Start and stop of A, seconds.
     """
-    finder, held = train_along(
-        pair, start.clock, search_s=search_s, span_s=span_s, n_steps=n_steps, seed=seed, progress=progress
+    # Where a clock wanders the first one errs everywhere, and a network repeats the errors that it was trained on: each
+    # stretch is heard by one that was trained on the others.
+    turns = range(ONE_IN) if model == "free" else (ONE_IN - 1,)
+    told, foreigns = [], []
+    for turn in turns:
+        finder, held = train_along(
+            pair,
+            start.clock,
+            search_s=search_s,
+            span_s=span_s,
+            n_steps=n_steps,
+            held_back=turn,
+            seed=seed,
+            progress=progress,
+        )
+        told.append(listen(finder, pair, start.clock, span_s=span_s))
+        foreigns.append(heard_wrong(finder, held))
+    foreign = Foreign(
+        np.concatenate([f.own for f in foreigns]), np.concatenate([f.other for f in foreigns], axis=1)
     )
-    blocks = listen(finder, pair, start.clock, span_s=span_s)
-    foreign = heard_wrong(finder, held)
+    blocks = told[0]
+    if len(told) > 1:
+        number, _ = _stretches(pair, span_s).of(
+            np.rint((blocks.time_s - pair.tokens.origin_s) / pair.tokens.token_s).astype(np.int64)
+        )
+        mine = number[:, None] % ONE_IN
+        score = np.choose(mine, [t.score for t in told])
+        blocks = replace(blocks, score=score, lost=np.choose(mine[:, 0], [t.lost for t in told]))
     fit = _fit(blocks, start, model, span_s)
+    if model == "free":
+        fit = freed(blocks, fit)
     zero = zero_of(pair, fit.clock, span_s)
-    return Learned(finder, replace(blocks, lag_s=blocks.lag_s + zero[0]), moved_by(fit, zero), foreign)
+    return Learned(replace(blocks, lag_s=blocks.lag_s + zero[0]), moved_by(fit, zero), foreign)
 
 
 def _fit(blocks: Evidence, start: ClockFit, model: Model, span_s: tuple[float, float]) -> ClockFit:
@@ -137,6 +161,38 @@ def present_firsts(pair: Pair, clock: ClockMap, first: np.ndarray, n_steps: int,
     return first[there >= least]
 
 
+@dataclass(frozen=True)
+class _Stretches:
+    """A session cut into stretches that networks are trained on or kept from.
+
+    Parameters
+    ----------
+    low, high : int
+        First token, and the one after the last.
+    length : int
+        Tokens a stretch.
+    window : int
+        Tokens a window.
+    """
+
+    low: int
+    high: int
+    length: int
+    window: int
+
+    def of(self, token: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Number of the stretch of each token, and its place there."""
+        return (token - self.low) // self.length, (token - self.low) % self.length
+
+
+def _stretches(pair: Pair, span_s: tuple[float, float]) -> _Stretches:
+    tokens = pair.tokens
+    low, high = (round((s - tokens.origin_s) / tokens.token_s) for s in span_s)
+    n = max(8, round(WINDOW_S / tokens.token_s))
+    length = min(round(STRETCH_S / tokens.token_s), max(2 * n, (high - low) // (2 * ONE_IN)))
+    return _Stretches(low, high, length, n)
+
+
 def train_along(
     pair: Pair,
     clock: ClockMap,
@@ -144,24 +200,27 @@ def train_along(
     search_s: float,
     span_s: tuple[float, float],
     n_steps: int = 400,
+    held_back: int = ONE_IN - 1,
     seed: int = 0,
     progress: bool = False,
 ) -> tuple[LagFinder, Windows]:
-    """A network trained on three of four stretches of the session, and windows of the fourth, side by side."""
+    """A network trained on three of four stretches of the session, and windows of the fourth, side by side.
+
+    `held_back` is the first of the stretches that are kept from it.
+    """
     tokens = pair.tokens
-    n = max(8, round(WINDOW_S / tokens.token_s))
+    cut = _stretches(pair, span_s)
+    n = cut.window
     max_lag = max(1, int(np.ceil(search_s / tokens.token_s - 1e-6)))
-    low, high = (round((s - tokens.origin_s) / tokens.token_s) for s in span_s)
-    stretch = min(round(STRETCH_S / tokens.token_s), max(2 * n, (high - low) // (2 * ONE_IN)))
-    every = np.arange(max(0, low), min(tokens.n_tokens, high) - n + 1, max(1, n // 4))
+    every = np.arange(max(0, cut.low), min(tokens.n_tokens, cut.high) - n + 1, max(1, n // 4))
     every = present_firsts(pair, clock, every, n, 0.8)
-    number, place = (every - low) // stretch, (every - low) % stretch
-    is_held = number % ONE_IN == ONE_IN - 1
-    inside = place + n <= stretch
+    number, place = cut.of(every)
+    is_held = number % ONE_IN == held_back
+    inside = place + n <= cut.length
     # Training windows keep clear of held-back stretches by as much as B can be moved.
-    gap = min(max_lag + EDGE_TOKENS, stretch // 4)
-    before, after = number % ONE_IN == ONE_IN - 2, number % ONE_IN == 0
-    clear = ~is_held & (~before | (place + n <= stretch - gap)) & (~after | (number == 0) | (place >= gap))
+    gap = min(max_lag + EDGE_TOKENS, cut.length // 4)
+    before, after = (number + 1) % ONE_IN == held_back, (number - 1) % ONE_IN == held_back
+    clear = ~is_held & (~before | (place + n <= cut.length - gap)) & (~after | (number == 0) | (place >= gap))
     train, held = every[clear], every[is_held & inside]
     if train.size < 4 or held.size < 2:
         raise NeurofuseError(

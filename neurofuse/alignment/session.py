@@ -29,7 +29,7 @@ from neurofuse.alignment.learned import learn
 from neurofuse.alignment.outcome import AlignConfig, Alignment, AlignmentRefused
 from neurofuse.alignment.pair import Coarse, Pair, lag_grid, pair_of
 from neurofuse.alignment.scan import Reader, Scan, scan
-from neurofuse.alignment.told import Evidence, Foreign, lag_table, on_finer_lags
+from neurofuse.alignment.told import Evidence, Foreign, freed, lag_table, on_finer_lags
 from neurofuse.recording import FloatArray, NeurofuseError, Recording
 
 # The start is looked for in so much of a session, at so many places at most.
@@ -218,8 +218,10 @@ def _by_curves(
     foreign = Foreign(score.max(1), other)
     fine_s, fine = on_finer_lags(grid_s, score)
     fit = fit_clock(time_s, fine, fine_s, model=config.model, span_s=span_s)
-    lost = np.full(len(first), float(np.quantile(other, 0.95)))
-    return Evidence(time_s, fine_s, fine, lost, config.window_s), fit, foreign
+    heard = Evidence(
+        time_s, fine_s, fine, np.full(len(first), float(np.quantile(other, 0.95))), config.window_s
+    )
+    return heard, freed(heard, fit) if config.model == "free" else fit, foreign
 
 
 def _by_reading(
@@ -315,9 +317,7 @@ def _told(
 ) -> Alignment:
     warnings = list(pair.warnings)
     table = lag_table(heard, fit, pair.clocks[1], pair.clocks[0], free=config.model == "free")
-    if config.model == "free":
-        fit = _freed(fit, table)
-    elif len(fit.jumps) > max(3, len(fit.inlier) // 20):
+    if len(fit.jumps) > max(3, len(fit.inlier) // 20):
         warnings.append(
             f"{len(fit.jumps)} jumps were needed: this clock wanders; --model free follows it as it goes."
         )
@@ -335,19 +335,6 @@ def _verdict(fit: ClockFit, names: tuple[str, str]) -> tuple[Literal["aligned", 
         best = fit.offset_s[0]
         return "ambiguous", f"ambiguous between lags of {best:+.3f} s and {fit.rival_s:+.3f} s"
     return "aligned", f"'{names[1]}' aligned to '{names[0]}' to +-{1000 * fit.half_width_s:.1f} ms"
-
-
-def _freed(fit: ClockFit, table: xr.Dataset) -> ClockFit:
-    """The clock that follows the posterior, straight where it is not to be trusted."""
-    one = table.isel(clock=0)
-    sure = one["match"].values >= 0.5
-    if sure.sum() < 2:
-        return fit
-    time_s, lag_s = one["time"].values[sure], one["lag_mean_s"].values[sure]
-    width = 0.5 * (one["lag_q95_s"].values - one["lag_q05_s"].values)[sure]
-    clock = ClockMap.of_lags(time_s, lag_s)
-    # From a 90 % interval to a 95 % one, that of most of the session.
-    return replace(fit, clock=clock, jumps=(), half_width_s=float(1.19 * np.quantile(width, 0.9)))
 
 
 def _alignment(

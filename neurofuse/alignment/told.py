@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xarray as xr
 from scipy.interpolate import make_interp_spline
 
-from neurofuse.alignment.clock import NEAR_S, ClockFit
+from neurofuse.alignment.clock import NEAR_S, ClockFit, ClockMap
 from neurofuse.decoders.finder import track_session
 from neurofuse.recording import FloatArray
 from neurofuse.scores import posterior_summary
@@ -80,17 +80,42 @@ def on_finer_lags(
     return fine_s, make_interp_spline(lag_s, score, k=3, axis=1)(fine_s)
 
 
-def lag_table(
-    heard: Evidence, fit: ClockFit, clock: str, reference: str, *, free: bool = False
-) -> xr.Dataset:
-    """The lag posterior of one clock along a session, and the fitted clock beside it."""
+def tracked(heard: Evidence, *, free: bool) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Times (N,), the lag posterior there (N, G), and that of a match (N,); neighbours are merged if too many."""
     every = max(1, -(-len(heard.time_s) // MOST_ROWS))
     score, lost, time_s = heard.score, heard.lost, heard.time_s
     if every > 1:
         edges = np.arange(0, len(time_s), every)
         score, lost = np.add.reduceat(score, edges), np.add.reduceat(lost, edges)
         time_s = np.add.reduceat(time_s, edges) / np.diff(np.append(edges, len(time_s)))
-    posterior, match = track_session(score, lost, drift=_drift(score) if free else 0.5)
+    return (time_s, *track_session(score, lost, free=free))
+
+
+def freed(heard: Evidence, fit: ClockFit) -> ClockFit:
+    """The clock that follows the posterior wherever it goes, straight where it is not to be trusted."""
+    time_s, posterior, match = tracked(heard, free=True)
+    sure = match >= 0.5
+    if sure.sum() < 2:
+        return fit
+    found = posterior_summary(posterior[sure], heard.lag_s)
+    clock = ClockMap.of_lags(time_s[sure], found["lag_mean_s"])
+    # From a 90 % interval to a 95 % one, that of most of the session.
+    width = 1.19 / 2 * (found["lag_q95_s"] - found["lag_q05_s"])
+    start_s = float(clock.lag_s(time_s[0]))
+    return replace(
+        fit,
+        clock=clock,
+        offset_s=(start_s, start_s - float(width[0]), start_s + float(width[0])),
+        jumps=(),
+        half_width_s=float(np.quantile(width, 0.9)),
+    )
+
+
+def lag_table(
+    heard: Evidence, fit: ClockFit, clock: str, reference: str, *, free: bool = False
+) -> xr.Dataset:
+    """The lag posterior of one clock along a session, and the fitted clock beside it."""
+    time_s, posterior, match = tracked(heard, free=free)
     found = posterior_summary(posterior, heard.lag_s)
     fitted = fit.clock.lag_s(time_s)
     near = np.abs(heard.lag_s - fitted[:, None]) <= NEAR_S
@@ -107,14 +132,7 @@ def lag_table(
         coords={"clock": [clock], "time": time_s, "lag": heard.lag_s},
         attrs={
             "reference": reference,
-            "token_s": float(heard.window_s * every),
+            "token_s": float(heard.window_s * -(-len(heard.time_s) // MOST_ROWS)),
             "half_width_s": fit.half_width_s,
         },
     )
-
-
-def _drift(score: FloatArray) -> float:
-    """Steps of the lag from window to window, in grid steps, robustly."""
-    best = score.argmax(1).astype(float)
-    moved = np.abs(best[2:] - best[:-2]) / np.sqrt(2)
-    return float(np.clip(1.4826 * np.median(moved) if moved.size else 0.5, 0.5, 5.0))

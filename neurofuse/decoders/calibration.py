@@ -4,22 +4,30 @@ Tokens of smooth signals repeat each other, and a network is surer of windows it
 evidence too strong. What the evidence is worth, how fast the lag drifts, how often it jumps and how often a match is
 lost and found are five numbers, fitted here to the log probability of the true lag in windows that gradient descent
 never saw. The score is proper: nothing but the right probabilities maximises it.
+
+A recording may drift faster or jump more often than those did. What its own evidence says of that, whatever the lag, is
+enough to set both rates again before it is decoded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neurofuse.decoders.chain import LagChain, Posterior
+from neurofuse.decoders.chain import ChainRates, LagChain, Posterior, log_evidence
 
 N_STEPS = 30
 # How often streams that were recorded together are taken not to match, before anything is seen.
 RARELY = 0.02
+# Drift and odds of a jump change from recording to recording by this factor's logarithm. What drifts less than this, in
+# fine lags a block, might as well stand still.
+SPREAD, LEAST_DRIFT = 2.0, 0.1
+# Stretches of so many blocks are weighed side by side, each as if nothing had come before.
+STRETCH = 256
 
 
 @dataclass(frozen=True)
@@ -84,3 +92,40 @@ def calibrate(
     track.trust.requires_grad_(False)
     for p in fitted:
         p.grad = None
+
+
+@torch.enable_grad()
+def adapted(rates: ChainRates, block_BJMG: Tensor) -> ChainRates:
+    """The rates with drift and jumps as one recording has them: those under which its evidence is most probable.
+
+    Empirical Bayes: the lag is not known, all lags are summed over. What was learned before is the prior, log-normal.
+
+    Parameters
+    ----------
+    rates : ChainRates
+    block_BJMG : Tensor
+        Log-likelihood of lag and match of every block of the recording, see `likelihoods`.
+    """
+    rates, block = rates.detach(), block_BJMG.detach()
+    if block.shape[1] > STRETCH:
+        # What fills up the last stretch says nothing.
+        silent = (0, 0, 0, 0, 0, -block.shape[1] % STRETCH)
+        block = F.pad(block, silent).unflatten(1, (-1, STRETCH)).flatten(0, 1)
+    change = torch.zeros(2, dtype=block.dtype, device=block.device, requires_grad=True)
+
+    def changed() -> ChainRates:
+        drift = rates.drift.clamp_min(LEAST_DRIFT) * change[0].exp()
+        odds = rates.jump.logit() + change[1]
+        return replace(rates, drift=drift, jump=odds.sigmoid())
+
+    optimizer = torch.optim.LBFGS([change], max_iter=N_STEPS, line_search_fn="strong_wolfe")
+
+    def surprise() -> Tensor:
+        optimizer.zero_grad()
+        prior = 0.5 * (change / SPREAD).square().sum()
+        loss = prior - log_evidence(block, changed()).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(surprise)
+    return changed().detach()

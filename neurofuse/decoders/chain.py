@@ -11,15 +11,17 @@ Dimensions beside those of `lag.py`: R direction in time, M match (0) or no matc
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Drift is a Gaussian step of at most so many fine lags a block.
+# Drift is a step of at most so many fine lags a block.
 REACH = 6
+# Frequencies that the probability of a step is summed over; more than enough for steps that small.
+N_ANGLES = 64
 # Lags that one small matrix moves at a time.
 SLAB = 32
 # With so few states at most, one matrix over all of them is faster still.
@@ -58,6 +60,10 @@ class ChainRates:
     find: Tensor
     log_prior_G: Tensor
 
+    def detach(self) -> ChainRates:
+        """Without what they were computed from."""
+        return ChainRates(*(getattr(self, f.name).detach() for f in fields(self)))
+
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
         """Prior (G,), and transitions (2, 2) and first state (2,) of the match."""
         mix_MM = torch.stack([1 - self.lose, self.lose, self.find, 1 - self.find]).unflatten(0, (2, 2))
@@ -66,9 +72,17 @@ class ChainRates:
 
 
 def drift_taps(drift: Tensor) -> Tensor:
-    """Probability of each step of a block, shape (K,): a Gaussian cut off at `REACH` fine lags."""
-    step_K = torch.arange(-REACH, REACH + 1, device=drift.device, dtype=drift.dtype)
-    return (-0.5 * (step_K / drift.clamp_min(1e-3)).square()).softmax(0)
+    """Probability of each step of a block, shape (K,): a random walk in continuous time on the grid of fine lags.
+
+    The discrete analogue of a Gaussian, exp(-v) I_k(v) with the variance v = drift^2 (Lindeberg 1990), cut off at
+    `REACH` fine lags. A sampled Gaussian stands still, without a gradient, where the drift is a fraction of a step.
+    """
+    step_K = torch.arange(-REACH, REACH + 1, device=drift.device, dtype=torch.float64)
+    angle_F = torch.arange(N_ANGLES, device=drift.device, dtype=torch.float64) * (2 * torch.pi / N_ANGLES)
+    # The walk's characteristic function, and its inverse transform.
+    turned_F = (drift.double().square() * (angle_F.cos() - 1)).exp()
+    taps_K = ((step_K[:, None] * angle_F).cos() @ turned_F).clamp_min(0)
+    return (taps_K / taps_K.sum()).to(drift.dtype)
 
 
 def _slab(drift: Tensor) -> Tensor:
@@ -314,6 +328,13 @@ def _in_blocks(x_BTX: Tensor, every: int) -> Tensor:
     """Tokens in blocks of `every`, the last filled up with zeros, which say nothing."""
     tail = [0, 0] * (x_BTX.ndim - 2)
     return F.pad(x_BTX, (*tail, 0, -x_BTX.shape[1] % every)).unflatten(1, (-1, every))
+
+
+def log_evidence(block_BJMG: Tensor, rates: ChainRates) -> Tensor:
+    """Log probability of everything that was seen, whatever the lag and the match; shape (B,)."""
+    ahead_BJMG = messages(block_BJMG, rates, directions=1)[0]
+    ahead_BJMG = ahead_BJMG / ahead_BJMG.sum((-2, -1), keepdim=True)
+    return (block_BJMG + ahead_BJMG.clamp_min(TINY).log()).logsumexp((-2, -1)).sum(1)
 
 
 def smooth(block_BJMG: Tensor, rates: ChainRates) -> Posterior:

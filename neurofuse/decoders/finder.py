@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from neurofuse.decoders.alignment import alignment_loss, swap_some
-from neurofuse.decoders.calibration import Heard, calibrate
+from neurofuse.decoders.calibration import Heard, adapted, calibrate
 from neurofuse.decoders.chain import ChainRates, Posterior, constant_posterior, joint, smooth
 from neurofuse.decoders.contract import Scale
 from neurofuse.decoders.encoders import StreamEncoder, encode, initialise
@@ -309,28 +309,20 @@ def _portions(n: int, size: int) -> list[np.ndarray]:
     return [np.arange(k, min(n, k + size)) for k in range(0, n, size)]
 
 
-@torch.no_grad()
-def track_session(
-    score_NG: np.ndarray, lost_N: np.ndarray, *, drift: float, jump: float = 1e-3
-) -> tuple[np.ndarray, np.ndarray]:
+def track_session(score_NG: np.ndarray, lost_N: np.ndarray, *, free: bool) -> tuple[np.ndarray, np.ndarray]:
     """Posterior over the lag, (N, G), and of a match, (N,), along a session: the chain of the tracking decoder.
 
     Parameters
     ----------
     score_NG, lost_N : ndarray
         Log-likelihood of each lag, and of no match.
-    drift : float
-        Standard deviation of the lag's step from window to window, in grid steps.
-    jump : float
-        Probability that it is drawn anew instead.
+    free : bool
+        Let the lag drift and jump as the session itself says, and not a little and rarely.
     """
-    score, lost = (torch.as_tensor(x[None], dtype=torch.float32) for x in (score_NG, lost_N))
-    rates = ChainRates(
-        torch.tensor(drift),
-        torch.tensor(jump),
-        torch.tensor(0.01),
-        torch.tensor(0.1),
-        torch.zeros(score.shape[-1]),
-    )
-    found = smooth(joint(score, lost), rates)
+    block = joint(*(torch.as_tensor(x[None], dtype=torch.float32) for x in (score_NG, lost_N)))
+    # Drift in grid steps a window; probabilities of a jump, of a match lost and found again.
+    drift, jump, lose, find = torch.tensor([0.5, 1e-3, 0.01, 0.1]).unbind()
+    rates = ChainRates(drift, jump, lose, find, torch.zeros(block.shape[-1]))
+    with torch.no_grad():
+        found = smooth(block, adapted(rates, block) if free else rates)
     return found.lag_BTG[0].double().numpy(), found.match_BT[0].double().numpy()

@@ -2,7 +2,8 @@
 
 Evidence is gathered from chunks laid side by side over every stretch that windows cover. The chain then runs over all
 stretches at once, with blocks that say nothing in the gaps between them, so that a lag found before a gap is remembered
-after it, less surely the longer it was.
+after it, less surely the longer it was. How fast the lag drifts and how often it jumps is learned anew from the
+recording, unless the future must not be looked at.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurofuse.decoders.chain import Posterior
+from neurofuse.decoders.calibration import adapted
+from neurofuse.decoders.chain import Posterior, likelihoods
 from neurofuse.windows import EDGE_TOKENS, Batch, Windows
 
 # Chunks encoded at once; bounds memory.
@@ -103,8 +105,11 @@ def _track(
     score_TL, lost_T = (torch.cat([h[i] for h in heard]) for i in (0, 1))
     score_BTL = score_TL.new_zeros(1, n_tokens, score_TL.shape[-1]).index_copy_(1, at, score_TL[None])
     lost_BT = lost_T.new_zeros(1, n_tokens).index_copy_(1, at, lost_T[None])
-    found = attention.posterior(score_BTL, lost_BT)
-    path_T = attention.path(score_BTL, lost_BT, found)[0, at]
+    rates = attention.track.rates
+    if not attention.causal:
+        rates = adapted(rates, likelihoods(score_BTL, lost_BT, attention.track.up_LG, attention.every))
+    found = attention.posterior(score_BTL, lost_BT, rates)
+    path_T = attention.path(score_BTL, lost_BT, found, rates)[0, at]
     return Track(token, found.map(lambda x: x[:, at]), path_T)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from neurofuse.decoders.alignment import alignment_losses, recognition_loss, swap_some
 from neurofuse.decoders.calibration import Heard, calibrate
 from neurofuse.decoders.chain import (
+    ChainRates,
     LagChain,
     Posterior,
     constant_posterior,
@@ -101,20 +102,22 @@ class LagAttention(nn.Module):
         score_BTL = band_scores(query_BTD[:, None], key_BWD[:, None])[:, 0]
         return score_BTL * trust, (query_BTD @ self.lost_key_D + self.lost_bias) * trust
 
-    def posterior(self, score_BTL: Tensor, lost_BT: Tensor) -> Posterior:
-        """What the chain makes of the evidence."""
-        rates, up_LG = self.track.rates, self.track.up_LG
+    def posterior(self, score_BTL: Tensor, lost_BT: Tensor, rates: ChainRates | None = None) -> Posterior:
+        """What the chain makes of the evidence, at its own rates or at others."""
+        rates, up_LG = rates or self.track.rates, self.track.up_LG
         if self.chain == "constant":
             return constant_posterior(score_BTL, lost_BT, rates, up_LG, causal=self.causal)
         return lag_posterior(score_BTL, lost_BT, rates, up_LG, every=self.every, causal=self.causal)
 
-    def path(self, score_BTL: Tensor, lost_BT: Tensor, posterior: Posterior) -> Tensor:
+    def path(
+        self, score_BTL: Tensor, lost_BT: Tensor, posterior: Posterior, rates: ChainRates | None = None
+    ) -> Tensor:
         """Most probable lags as indices of fine lags, shape (B, T)."""
         if self.chain != "tracked" or self.causal:
             return posterior.log_lag_BTG.argmax(-1)
         block = likelihoods(score_BTL, lost_BT, self.track.up_LG, self.every)
         n_tokens = score_BTL.shape[1]
-        return lag_path(block, self.track.rates).repeat_interleave(self.every, 1)[:, :n_tokens]
+        return lag_path(block, rates or self.track.rates).repeat_interleave(self.every, 1)[:, :n_tokens]
 
     def read(self, posterior: Posterior, asking_BTD: Tensor, told_BWD: Tensor, asked_BWD: Tensor) -> Tensor:
         """The other stream through the alignment, shape (B, T, D)."""

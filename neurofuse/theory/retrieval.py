@@ -67,7 +67,7 @@ def retrieval_probability(
     where theta is the angle by which noise turns the query,
     `cos(theta) = (sqrt(S) + sigma_q e) / sqrt((sqrt(S) + sigma_q e)^2 + sigma_q^2 chi2_(d-1))`. Exact for Gaussian
     random keys: given the query, their scores are independent. With orthonormal keys wrong scores are noise alone.
-    It falls with noise where the clean right key leads (d > m(N)^2); with fewer dimensions a little noise on keys helps.
+    It falls with noise where the clean right key leads (d > m(N)^2); with fewer dimensions a little on keys helps.
 
     Parameters
     ----------
