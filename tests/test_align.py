@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import neurofuse
+from neurofuse.alignment import learned
 from neurofuse.alignment.baselines import pulse_evidence, pulses_of
 from neurofuse.alignment.clock import ClockMap, fit_clock
 from neurofuse.alignment.outcome import AlignConfig, AlignmentRefused
@@ -17,7 +18,7 @@ from neurofuse.alignment.scan import scan
 from neurofuse.alignment.session import align
 from neurofuse.alignment.told import Foreign
 from neurofuse.figures import plot_clock
-from neurofuse.jitters.lag import Offset, Skew
+from neurofuse.jitters.lag import Diffusion, Offset, Skew
 from neurofuse.recording import NeurofuseError, Recording, Signal, Spikes
 from neurofuse.simulate import SimulationConfig, simulate
 
@@ -258,6 +259,59 @@ def test_the_ridge_follows_a_skew():
     found = align(recording, config=replace(QUICK, method="ridge", model="linear"))
     time_s = np.arange(5.0, 85.0)
     assert np.abs(found.clock.lag_s(time_s) - truth.at(time_s)).max() < 0.02
+
+
+def test_a_clock_that_wanders_is_followed_and_its_error_is_what_it_says():
+    config = replace(SMALL, duration_s=240.0)
+    recording, truth = made(Diffusion(0.01**2), seed=2, config=config)
+    found = align(recording, config=replace(QUICK, method="ridge", model="free"))
+    time_s = np.arange(5.0, 235.0, 0.5)
+    error = np.abs(found.clock.lag_s(time_s) - truth.at(time_s))
+    assert np.mean(error <= 0.05) > 0.9
+    assert np.mean(error <= found.half_width_s) > 0.8
+    still = align(recording, config=replace(QUICK, method="ridge", model="linear"))
+    assert np.median(error) < 0.7 * np.median(np.abs(still.clock.lag_s(time_s) - truth.at(time_s)))
+    low, high = (found.lag[q].values[0] for q in ("lag_q05_s", "lag_q95_s"))
+    at = found.lag["time"].values
+    assert np.mean((low <= truth.at(at)) & (truth.at(at) <= high)) > 0.6
+
+
+def test_no_stretch_is_heard_by_a_network_that_was_trained_on_it(related, monkeypatch):
+    """With "free", every network keeps clear of the stretches it is asked about."""
+    pair = pair_of(related[0], use_movement=False)
+    heard_of = []
+
+    class Deaf:
+        """Notes what it was trained on, and says its own number."""
+
+        def __init__(self, **_):
+            self.max_lag = 0
+
+        def fit(self, X, rest, held, held_rest):
+            self.max_lag = X.max_lag
+            self.number = len(heard_of)
+            heard_of.append(X.first)
+            return self
+
+        def hear(self, X, *, every, cut=False):
+            n = X.n_steps // every
+            score = np.zeros((len(X), n, 2 * X.max_lag + 1), np.float32)
+            score[..., X.max_lag] = 10
+            return score, np.full((len(X), n), float(self.number))
+
+    monkeypatch.setattr(learned, "LagFinder", Deaf)
+    start = fit_clock(
+        np.array([0.0, 90.0]), np.zeros((2, 81)), np.linspace(0, 0.8, 81), span_s=(0.0, 90.0), model="offset"
+    )
+    start = replace(start, clock=ClockMap.constant(0.4, 0.0, 90.0))
+    told = learned.learn(pair, start, model="free", search_s=0.2, span_s=(0.0, 90.0)).evidence
+    assert len(heard_of) == learned.ONE_IN
+    token_s = pair.tokens.token_s
+    for number, first in enumerate(heard_of):
+        mine = told.time_s[told.lost == number]
+        apart = np.abs(mine[:, None] - token_s * (first + round(1.6 / token_s)))
+        assert mine.size
+        assert apart.min() > 1.6, "the middle of a block lies in no training window"
 
 
 @pytest.mark.parametrize("method", ["xcorr", "gcc-phat", "ridge"])
