@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -477,7 +479,7 @@ def main(tokens: list[str] | None = None) -> None:
     from neurofuse.recording import NeurofuseError
 
     try:
-        with warnings.catch_warnings():
+        with _persistent_interrupt(), warnings.catch_warnings():
             # What libraries mutter about their own code is not for the user of this one.
             warnings.simplefilter("ignore")
             app(tokens, exit_on_error=False, print_error=False)
@@ -497,6 +499,30 @@ def main(tokens: list[str] | None = None) -> None:
         )
     except OSError as error:
         _fail(f"cannot read or write '{error.filename or 'a file'}' ({error.strerror or error}).")
+
+
+# Seconds after which Ctrl-C is said again.
+SAY_AGAIN_S = 10.0
+
+
+@contextmanager
+def _persistent_interrupt() -> Iterator[None]:
+    """Ctrl-C once is enough, though a library may swallow it: it is raised again until it has come through."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> NoReturn:
+        signal.setitimer(signal.ITIMER_REAL, SAY_AGAIN_S)
+        raise KeyboardInterrupt
+
+    before = [(s, signal.signal(s, interrupt)) for s in (signal.SIGINT, signal.SIGALRM)]
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before:
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _fail(reason: str) -> NoReturn:

@@ -17,6 +17,7 @@ import pytest
 import scipy.io
 import xarray as xr
 
+import neurofuse.cli as command_line
 from data_loaders import load, save
 from neurofuse.cli import main
 from neurofuse.jitters.lag import Offset
@@ -187,6 +188,30 @@ def test_ctrl_c_exits_with_130_and_leaves_nothing(tmp_path):
     assert said.splitlines()[-1] == "neurofuse: interrupted"
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_that_a_library_swallows_comes_again(monkeypatch):
+    monkeypatch.setattr(command_line, "SAY_AGAIN_S", 0.05)
+    swallowed = 0
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM)
+
+    def work():
+        nonlocal swallowed
+        with command_line._persistent_interrupt():
+            for _ in range(2):
+                try:
+                    if not swallowed:
+                        signal.raise_signal(signal.SIGINT)
+                    time.sleep(5)
+                except KeyboardInterrupt:
+                    swallowed += 1
+            time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert swallowed == 2
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM)) == before
+    time.sleep(0.1)  # and not once it has come through
 
 
 # What was typed
