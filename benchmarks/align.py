@@ -36,10 +36,10 @@ from neurofuse.alignment.outcome import AlignConfig, AlignmentRefused
 from neurofuse.alignment.pair import Pair, pair_of
 from neurofuse.alignment.scan import Reader, scan
 from neurofuse.alignment.session import align
-from neurofuse.alignment.told import on_finer_lags
+from neurofuse.alignment.told import on_finer_lags, told_lag
 from neurofuse.jitters.lag import Diffusion, LagLaw, move_clock
 from neurofuse.recording import NeurofuseError, Recording, Signal, Spikes, split_units
-from neurofuse.scores import posterior_summary, share_inside
+from neurofuse.scores import share_inside
 from neurofuse.simulate import SimulationConfig, simulate
 
 HIT_S = 0.05
@@ -133,8 +133,8 @@ def windows_of_data(quick: bool) -> dict[str, Any]:
         round(0.7 * len(coarse)),
     )
     first_test = round(0.72 * tokens.n_tokens)
-    zero_s, _ = zero_of(pair, clock, (tokens.origin_s, edge_s))
-    out: dict[str, Any] = {"start_lag_s": start.best_s, "zero_s": zero_s, "train_cpu_s": train_s}
+    zero = zero_of(pair, clock, (tokens.origin_s, edge_s))
+    out: dict[str, Any] = {"start_lag_s": start.best_s, "zero_s": zero, "train_cpu_s": train_s}
     for length_s in (10.0, 3.0, 1.0):
         n = round(length_s / tokens.token_s)
         first = np.arange(first_test, tokens.n_tokens - n, max(1, n // 4))
@@ -143,7 +143,7 @@ def windows_of_data(quick: bool) -> dict[str, Any]:
         by = rng.integers(-tokens.per_token * 20, tokens.per_token * 20 + 1, first.size)
         true_s = by * tokens.fine_s
         out[f"{length_s:g} s"] = {"n": int(first.size)} | _network_row(
-            pair, finder, first, n, by, true_s, zero_s
+            pair, finder, first, n, by, true_s, zero
         )
         out[f"{length_s:g} s"] |= {
             name: _score(_baseline(pair, reader, name, first, length_s, by), true_s)
@@ -153,7 +153,13 @@ def windows_of_data(quick: bool) -> dict[str, Any]:
 
 
 def _network_row(
-    pair: Pair, finder: Any, first: np.ndarray, n: int, by: np.ndarray, true_s: np.ndarray, zero_s: float
+    pair: Pair,
+    finder: Any,
+    first: np.ndarray,
+    n: int,
+    by: np.ndarray,
+    true_s: np.ndarray,
+    zero: tuple[float, float],
 ) -> dict[str, Any]:
     X, _, _ = windows_along(pair, ClockMap.constant(0.0, 0.0, 1.0), first, n, finder.max_lag)
     X = replace(X, shift=X.shift + by[:, None, None])
@@ -163,11 +169,11 @@ def _network_row(
     for name, cut in (("network", True), ("network, A's context seen", False)):
         score, _ = finder.hear(X, every=n, cut=cut)
         lag_s, fine = on_finer_lags(own_s, score[:, 0].astype(float), 0.005)
-        told = posterior_summary(np.exp(fine - fine.max(1, keepdims=True)), lag_s)
+        told = told_lag(np.exp(fine - fine.max(1, keepdims=True)), lag_s, zero_error_s=zero[1])
         # What the network calls zero is the clock it was trained along; the correction of that is the session's.
-        ends = told["lag_q05_s"] + zero_s, told["lag_q95_s"] + zero_s
+        ends = told["lag_q05_s"] + zero[0], told["lag_q95_s"] + zero[0]
         inside = share_inside(true_s, *ends, pair.tokens.fine_s)
-        out[name] = _score(told["lag_map_s"] + zero_s, true_s) | {"coverage_90": float(np.mean(inside))}
+        out[name] = _score(told["lag_map_s"] + zero[0], true_s) | {"coverage_90": float(np.mean(inside))}
     return out
 
 

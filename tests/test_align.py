@@ -16,7 +16,7 @@ from neurofuse.alignment.outcome import AlignConfig, AlignmentRefused
 from neurofuse.alignment.pair import pair_of
 from neurofuse.alignment.scan import scan
 from neurofuse.alignment.session import align
-from neurofuse.alignment.told import Foreign
+from neurofuse.alignment.told import Foreign, told_lag
 from neurofuse.figures import plot_clock
 from neurofuse.jitters.lag import Diffusion, Offset, Skew
 from neurofuse.recording import NeurofuseError, Recording, Signal, Spikes
@@ -274,6 +274,16 @@ def test_a_clock_that_wanders_is_followed_and_its_error_is_what_it_says():
     low, high = (found.lag[q].values[0] for q in ("lag_q05_s", "lag_q95_s"))
     at = found.lag["time"].values
     assert np.mean((low <= truth.at(at)) & (truth.at(at) <= high)) > 0.6
+
+
+def test_an_error_that_all_moments_share_widens_their_intervals():
+    lag_s = np.arange(-0.2, 0.2001, 0.002)
+    sd_s, zero_sd_s = 0.012, 0.009
+    posterior = np.exp(-0.5 * ((lag_s - np.array([[0.0], [0.05]])) / sd_s) ** 2)
+    alone, shared = (told_lag(posterior, lag_s, zero_error_s=e) for e in (0.0, 1.96 * zero_sd_s))
+    for found, sd in ((alone, sd_s), (shared, 0.015)):
+        np.testing.assert_allclose(found["lag_q95_s"] - found["lag_q05_s"], 2 * 1.645 * sd, rtol=0.02)
+    np.testing.assert_allclose(0.5 * (shared["lag_q95_s"] + shared["lag_q05_s"]), [0.0, 0.05], atol=1e-3)
 
 
 def test_no_stretch_is_heard_by_a_network_that_was_trained_on_it(related, monkeypatch):

@@ -23,6 +23,8 @@ MODELS: tuple[Model, ...] = ("offset", "linear", "piecewise", "free")
 OUTLIERS = 0.1
 # Skews searched at most, and how many of them.
 MOST_SKEW_PPM, MOST_SKEWS = 3000.0, 201
+# Clocks whose speeds differ by more than this factor have jumped.
+MOST_SLOPE = 1.1
 # Windows count as inliers this near the fitted line, seconds.
 NEAR_S = 0.1
 # Stretches left out in turn.
@@ -91,8 +93,8 @@ def _straight(x: FloatArray, known: FloatArray, values: FloatArray) -> FloatArra
         for beyond, i, j in ((x < known[0], 0, 1), (x > known[-1], -1, -2)):
             apart = known[j] - known[i]
             slope = (values[j] - values[i]) / apart if abs(apart) > 1e-6 else 1.0
-            # A jump right at the end says nothing about what comes after it.
-            slope = slope if 0.9 < slope < 1.1 else 1.0
+            # A jump right at the end says nothing about what comes after it; the same one either way through the map.
+            slope = slope if 1 / MOST_SLOPE < slope < MOST_SLOPE else 1.0
             out = np.where(beyond, values[i] + slope * (x - known[i]), out)
     return out
 

@@ -99,7 +99,9 @@ def learn(
     if model == "free":
         fit = freed(blocks, fit)
     zero = zero_of(pair, fit.clock, span_s)
-    return Learned(replace(blocks, lag_s=blocks.lag_s + zero[0]), moved_by(fit, zero), foreign)
+    return Learned(
+        replace(blocks, lag_s=blocks.lag_s + zero[0], zero_error_s=zero[1]), moved_by(fit, zero), foreign
+    )
 
 
 def _fit(blocks: Evidence, start: ClockFit, model: Model, span_s: tuple[float, float]) -> ClockFit:
