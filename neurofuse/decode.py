@@ -373,6 +373,11 @@ def alignment_table(
             "truth_step_s": tokens.fine_s,
         },
     ).assign(window=("time", window))
+    if said.rates:
+        table = table.assign(
+            lag_drift=("clock", [said.rates[c].drift for c in clocks], {"units": "s/sqrt(s)"}),
+            lag_jumps=("clock", [said.rates[c].jumps for c in clocks], {"units": "1/s"}),
+        )
     return table if np.isfinite(table["true_lag_s"]).any() else table.drop_vars("true_lag_s")
 
 

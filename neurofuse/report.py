@@ -305,9 +305,12 @@ def _clock_rows(alignment: xr.Dataset) -> list[dict[str, str]]:
     rows = []
     for k, clock in enumerate(map(str, alignment["clock"].values)):
         one = alignment.isel(clock=k)
-        row = {"clock": clock, "lag": "–", "band": "–", "truth": "–"}
+        row = {"clock": clock, "lag": "–", "band": "–", "moves": "–", "truth": "–"}
         if "lag_mean_s" in one:
             row["lag"] = _milliseconds(float(np.nanmedian(one["lag_mean_s"].values)))
+        if {"lag_drift", "lag_jumps"} <= set(one):
+            drift, jumps = float(one["lag_drift"]), 60 * float(one["lag_jumps"])
+            row["moves"] = f"{_milliseconds(drift)}/√s, {jumps:.2g} jumps/min"
         if {"lag_q05_s", "lag_q95_s"} <= set(one):
             low, high = one["lag_q05_s"].values, one["lag_q95_s"].values
             row["band"] = _milliseconds(float(np.nanmedian(high - low)))

@@ -12,7 +12,8 @@ from sklearn.model_selection import GroupKFold, cross_val_score
 from neurofuse.decoders.aligned import AlignEarlyDecoder, AlignRidgeDecoder
 from neurofuse.decoders.alignment import alignment_loss, recognition_loss, swap_some
 from neurofuse.decoders.autoregressive import AutoregressiveDecoder
-from neurofuse.decoders.chain import Posterior
+from neurofuse.decoders.calibration import adapted
+from neurofuse.decoders.chain import Posterior, likelihoods
 from neurofuse.decoders.contract import Decoder, hold_back
 from neurofuse.decoders.family import DECODERS, make_decoder
 from neurofuse.decoders.tracked import TrackedDecoder
@@ -296,11 +297,19 @@ def test_a_lag_is_tracked_through_a_recording_and_across_its_gaps(parts, causal)
             torch.cat([heard[0][k], torch.zeros(1, int(silent), *heard[0][k].shape[2:]), heard[1][k]], 1)
             for k in (0, 1)
         )
-        wanted = network.attending[0].posterior(score, lost)
+        attention = network.attending[0]
+        rates = attention.track.rates
+        # A filter may not look ahead, not even to see how fast the lag moves.
+        if not causal:
+            rates = adapted(rates, likelihoods(score, lost, attention.track.up_LG, 4))
+        wanted = attention.posterior(score, lost, rates)
+    fine_s, block_s = parts.train.tokens.token_s, 4 * parts.train.tokens.token_s
+    assert said.rates["b"].drift == pytest.approx(float(rates.drift) * fine_s / block_s**0.5, rel=1e-3)
+    assert said.rates["b"].jumps == pytest.approx(float(rates.jump) / block_s, rel=1e-3)
     kept = np.r_[0 : hole + 1, hole + 1 + silent : score.shape[1]]
     place = np.searchsorted(covered, X.first[:, None] + np.arange(X.n_steps))
-    np.testing.assert_allclose(said.posterior["b"], wanted.lag_BTG[0, kept][place].numpy(), atol=1e-4)
-    np.testing.assert_allclose(said.match["b"], wanted.match_BT[0, kept][place].numpy(), atol=1e-4)
+    np.testing.assert_allclose(said.posterior["b"], wanted.lag_BTG[0, kept][place].numpy(), atol=1e-3)
+    np.testing.assert_allclose(said.match["b"], wanted.match_BT[0, kept][place].numpy(), atol=1e-3)
     assert said.path["b"].shape == X.shape
     # Windows with a lag each have nothing to say to one another.
     own = cut(two_systems(), jitter=WindowLag(0.2)).test

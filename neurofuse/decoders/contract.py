@@ -32,6 +32,22 @@ HELD_BACK = 0.15
 NOT_KEPT = ("device", "progress")
 
 
+@dataclass(frozen=True)
+class LagRates:
+    """How a hidden lag moves.
+
+    Parameters
+    ----------
+    drift : float
+        Standard deviation of its random walk after one second, s per root second.
+    jumps : float
+        Jumps per second.
+    """
+
+    drift: float
+    jumps: float
+
+
 @dataclass(frozen=True, eq=False)
 class Decoded:
     """What a decoder says about some windows.
@@ -48,6 +64,8 @@ class Decoded:
         The lags searched, seconds.
     match : dict of clock -> float32 ndarray, shape (n_windows, n_steps)
         Probability that the clock's streams match the anchor's at all; `posterior` is given that they do.
+    rates : dict of clock -> LagRates
+        How the lag was taken to move, for decoders that track it.
     """
 
     movement: np.ndarray
@@ -55,6 +73,7 @@ class Decoded:
     path: dict[str, np.ndarray] = field(default_factory=dict)
     lag_s: np.ndarray = field(default_factory=lambda: np.empty(0))
     match: dict[str, np.ndarray] = field(default_factory=dict)
+    rates: dict[str, LagRates] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

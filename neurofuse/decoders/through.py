@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from neurofuse.decoders.calibration import adapted
-from neurofuse.decoders.chain import Posterior, likelihoods
+from neurofuse.decoders.chain import ChainRates, Posterior, likelihoods
 from neurofuse.windows import EDGE_TOKENS, Batch, Windows
 
 # Chunks encoded at once; bounds memory.
@@ -38,11 +38,14 @@ class Track:
         Of those tokens, with a batch dimension of one.
     path : Tensor, shape (n,)
         Most probable sequence of lags, as indices of fine lags.
+    rates : ChainRates
+        How the lag was taken to move from block to block.
     """
 
     token: np.ndarray
     posterior: Posterior
     path: Tensor
+    rates: ChainRates
 
     def belief(self, windows: Windows) -> Posterior:
         """The part of the posterior that each window and its edges see; beyond the ends, the nearest."""
@@ -110,7 +113,7 @@ def _track(
         rates = adapted(rates, likelihoods(score_BTL, lost_BT, attention.track.up_LG, attention.every))
     found = attention.posterior(score_BTL, lost_BT, rates)
     path_T = attention.path(score_BTL, lost_BT, found, rates)[0, at]
-    return Track(token, found.map(lambda x: x[:, at]), path_T)
+    return Track(token, found.map(lambda x: x[:, at]), path_T, rates)
 
 
 def _evidence(

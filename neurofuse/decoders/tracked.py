@@ -28,7 +28,7 @@ from neurofuse.decoders.chain import (
     lag_posterior,
     likelihoods,
 )
-from neurofuse.decoders.contract import Decoded, hold_back
+from neurofuse.decoders.contract import Decoded, LagRates, hold_back
 from neurofuse.decoders.encoders import MovementHead, StreamEncoder, encode
 from neurofuse.decoders.lag import band_answer, band_read, band_scores
 from neurofuse.decoders.late import StreamDecoder
@@ -500,8 +500,16 @@ class TrackedDecoder(TorchDecoder):
         self.network_.eval()
         tracks = track_through(self.network_, X, self._inputs, every=self.track_every)
         said = self._decode(X, lambda part: ([t.belief(part) for t in tracks],))
-        clocks = self.clocks_[1:]
-        return replace(said, path={c: t.path_of(X) for c, t in zip(clocks, tracks, strict=True)})
+        by_clock = dict(zip(self.clocks_[1:], tracks, strict=True))
+        return replace(
+            said,
+            path={c: t.path_of(X) for c, t in by_clock.items()},
+            rates={c: self._in_seconds(t.rates) for c, t in by_clock.items()},
+        )
+
+    def _in_seconds(self, rates: ChainRates) -> LagRates:
+        block_s, fine_s = self.track_every * self.token_s_, self.token_s_ / self.lag_steps
+        return LagRates(float(rates.drift) * fine_s / block_s**0.5, float(rates.jump) / block_s)
 
     def _more_loss(self, reading: Reading, batch: Batch) -> Tensor | float:
         loss = self.align_weight * alignment_losses(reading.beliefs, batch, self.max_lag_)
