@@ -205,6 +205,7 @@ def test_a_step_has_the_variance_it_is_said_to_have_however_small(drift):
     assert taps.sum() == pytest.approx(1)
     assert taps @ step**2 == pytest.approx(drift**2, rel=0.03)
     np.testing.assert_allclose(taps, ive(step, drift**2), atol=3e-4)
+    assert torch.isfinite(drift_taps(torch.tensor(torch.inf))).all()
     # Two blocks drift as one whose variance is twice theirs.
     twice = drift_taps(torch.tensor(drift * 2**0.5, dtype=torch.float64)).numpy()
     np.testing.assert_allclose(np.convolve(taps, taps)[REACH:-REACH], twice, atol=2e-2)

@@ -88,10 +88,14 @@ def calibrate(
         loss.backward(inputs=fitted)
         return loss
 
+    before = [p.detach().clone() for p in fitted]
     optimizer.step(surprise)
     track.trust.requires_grad_(False)
-    for p in fitted:
+    lost = not all(bool(torch.isfinite(p).all()) for p in fitted)
+    for p, value in zip(fitted, before, strict=True):
         p.grad = None
+        if lost:
+            p.data.copy_(value)
 
 
 @torch.enable_grad()
@@ -128,4 +132,4 @@ def adapted(rates: ChainRates, block_BJMG: Tensor) -> ChainRates:
         return loss
 
     optimizer.step(surprise)
-    return changed().detach()
+    return changed().detach() if bool(torch.isfinite(change).all()) else rates
