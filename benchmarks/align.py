@@ -113,8 +113,13 @@ def session(quick: bool) -> dict[str, Any]:
 
 
 def windows_of_data(quick: bool) -> dict[str, Any]:
+    """Two splits of the units, drawn from two seeds."""
+    return {f"split {seed}": windows_of_split(seed, quick) for seed in ((0,) if quick else (0, 1))}
+
+
+def windows_of_split(seed: int, quick: bool) -> dict[str, Any]:
     """The lag of single windows of M1, by the network and by baselines, without an aligned stretch."""
-    pair = pair_of(m1())
+    pair = pair_of(m1(seed=seed))
     tokens, coarse = pair.tokens, pair.coarse
     rng = np.random.default_rng(5)
     start = scan(coarse, 0, round(120 / coarse.step_s), max_lag_s=5.0, rng=rng)

@@ -276,6 +276,16 @@ def test_a_clock_that_wanders_is_followed_and_its_error_is_what_it_says():
     assert np.mean((low <= truth.at(at)) & (truth.at(at) <= high)) > 0.6
 
 
+def test_zero_is_found_whatever_clock_it_is_looked_for_along(related):
+    pair, span_s = pair_of(related[0], use_movement=False), (0.0, 90.0)
+    found = []
+    for off_s in (0.0, 0.0125, -0.02, 0.031):
+        by_s, error_s = learned.zero_of(pair, ClockMap.constant(0.4 + off_s, *span_s), span_s)
+        found.append(off_s + by_s)
+        assert abs(found[-1]) < error_s + 0.002
+    assert np.ptp(found) < 0.003
+
+
 def test_an_error_that_all_moments_share_widens_their_intervals():
     lag_s = np.arange(-0.2, 0.2001, 0.002)
     sd_s, zero_sd_s = 0.012, 0.009

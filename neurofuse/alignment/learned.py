@@ -12,8 +12,8 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from neurofuse.alignment.clock import ClockFit, ClockMap, Model, fit_clock
-from neurofuse.alignment.pair import SMOOTH_S, Pair, lag_grid
-from neurofuse.alignment.scan import N_FOLDS, held_out, peak
+from neurofuse.alignment.pair import SMOOTH_S, Pair
+from neurofuse.alignment.scan import N_FOLDS, held_out
 from neurofuse.alignment.told import Evidence, Foreign, freed
 from neurofuse.decoders.finder import LagFinder
 from neurofuse.recording import FloatArray, NeurofuseError
@@ -30,7 +30,7 @@ N_WRONG = 5
 # Skews looked at around the first clock's.
 WITHIN_PPM = 400.0
 # The zero of the lag axis is read off a ridge at these lags along the clock, over so much of the session.
-ZERO_S, ZERO_STEP_S, ZERO_SPAN_S = 0.08, 0.02, 900.0
+ZERO_S, ZERO_STEP_S, ZERO_SPAN_S = 0.08, 0.01, 900.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,6 +323,19 @@ def zero_of(pair: Pair, clock: ClockMap, span_s: tuple[float, float]) -> tuple[f
     A network trained along a clock calls that clock zero, wherever it is. What zero means is settled here: the lag at
     which ridges from A to B and from B to A do best on held-out time, the mean of the two.
     """
+    by_s, error_s = 0.0, 0.0
+    # Once more around what was found: off the middle of its range the parabola leans.
+    for _ in range(2):
+        more_s, error_s = _zero_near(pair, ClockMap(clock.a_s, clock.b_s + by_s), span_s)
+        by_s += more_s
+    return by_s, error_s
+
+
+def _zero_near(pair: Pair, clock: ClockMap, span_s: tuple[float, float]) -> tuple[float, float]:
+    """The top of a parabola through all lags near the clock, and half a 95 % interval.
+
+    Between bins tokens are smoothed as well as moved, and the single best lag follows that instead.
+    """
     tokens = pair.tokens
     low, high = (round((s - tokens.origin_s) / tokens.token_s) for s in span_s)
     high = min(high, low + round(ZERO_SPAN_S / tokens.token_s), tokens.n_tokens)
@@ -338,14 +351,20 @@ def zero_of(pair: Pair, clock: ClockMap, span_s: tuple[float, float]) -> tuple[f
 
     own, own_there = a.gather(tokens.per_token * token[None], tokens.per_token)
     x_a = scaled(own[0], own_there[0])
-    step_s = max(ZERO_STEP_S, tokens.token_s / 2)
-    lags_s = lag_grid(max(ZERO_S, 2 * step_s), step_s)
+    step = max(1, round(ZERO_STEP_S / tokens.fine_s))
+    reach_s = max(ZERO_S, 2 * tokens.token_s)
+    lags = step * np.arange(
+        -round(reach_s / (step * tokens.fine_s)), round(reach_s / (step * tokens.fine_s)) + 1
+    )
+    along = np.rint(lag_fine).astype(np.int64)
+    # Streams are moved by whole fine steps, which a clock that hardly runs off leaves on one side of it throughout.
+    lags_s = tokens.fine_s * (lags.astype(np.float64) + float(np.mean(along - lag_fine)))
     n_parts = 4
     fold = np.arange(token.size) * N_FOLDS * n_parts // token.size
-    found = np.zeros((2, n_parts, lags_s.size))
+    found = np.zeros((2, n_parts, lags.size))
     keep = slice(None, None, max(1, round(0.04 / tokens.token_s)))
-    for j, lag in enumerate(lags_s):
-        at = tokens.per_token * token + np.rint(lag_fine + lag / tokens.fine_s).astype(np.int64)
+    for j, lag in enumerate(lags):
+        at = tokens.per_token * token + along + lag
         other, there = b.gather(at[None], tokens.per_token)
         x_b = scaled(other[0], there[0])
         both = own_there[0] & there[0]
@@ -356,7 +375,14 @@ def zero_of(pair: Pair, clock: ClockMap, span_s: tuple[float, float]) -> tuple[f
             f = fold[rows] % N_FOLDS
             found[0, part, j] = held_out(x_b[rows], x_a[rows], f).max()
             found[1, part, j] = held_out(x_a[rows], x_b[rows], f).max()
-    peaks = np.array([peak(lags_s, side.sum(0)) for side in found])
-    each = np.array([np.mean([peak(lags_s, found[s, p]) for s in range(2)]) for p in range(n_parts)])
+    peaks = np.array([_top(lags_s, side.sum(0)) for side in found])
+    each = np.array([np.mean([_top(lags_s, found[s, p]) for s in range(2)]) for p in range(n_parts)])
     error = max(float(each.std(ddof=1)) / np.sqrt(n_parts), abs(float(np.diff(peaks)[0])) / 4)
-    return float(peaks.mean()), 2 * error
+    return float(peaks.mean()), 2 * float(error)
+
+
+def _top(lag_s: FloatArray, score: FloatArray) -> float:
+    """Where the parabola closest to all scores is highest; the best lag where it has no top among them."""
+    bend, slope, _ = np.polyfit(lag_s, score, 2)
+    top = -0.5 * slope / bend if bend < 0 else np.inf
+    return float(top) if lag_s[0] <= top <= lag_s[-1] else float(lag_s[score.argmax()])
