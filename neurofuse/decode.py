@@ -167,7 +167,7 @@ def decode_recording(
     """
     config = config or DecodeConfig()
     seconds: dict[str, float] = {}
-    rng = np.random.default_rng([config.seed, 11])
+    rng = _drawing(config)
     recording = decodable(recording)
     recording, jitter, drawn = _misalign(recording, config, rng)
     known = (truths or {}) | drawn
@@ -213,6 +213,9 @@ def predict_recording(
         Scores are there only if the recording has movement.
     """
     config = DecodeConfig(**{**settings, "features": FeatureConfig(**settings["features"])})
+    # The same units and channels on the same clocks as when it was fitted.
+    if len(decoder.clocks_) > len([c for c in recording.clocks if recording.on(c)]):
+        recording = _parted(recording, config, _drawing(config))
     ready = prepare(recording, config, fitted=decoder)
     tokens = tokenize(ready.featured, token_s=decoder.token_s_)
     _check_same_features(tokens, decoder)
@@ -419,17 +422,29 @@ def _check_decodable(recording: Recording) -> None:
         )
 
 
+def _drawing(config: DecodeConfig) -> np.random.Generator:
+    """What units are split by, clocks moved, and windows drawn."""
+    return np.random.default_rng([config.seed, 11])
+
+
+def _parted(recording: Recording, config: DecodeConfig, rng: np.random.Generator) -> Recording:
+    """Give part of the recording a clock of its own, as asked or because there must be one to move."""
+    if config.split_units is not None:
+        recording = split_units(recording, config.split_units, rng=rng)
+    moved = config.jitter and not isinstance(parse_law(config.jitter), NoLag)
+    if moved and len([c for c in recording.clocks if recording.on(c)]) < 2:
+        recording = separate_lfp(recording)
+    return recording
+
+
 def _misalign(
     recording: Recording, config: DecodeConfig, rng: np.random.Generator
 ) -> tuple[Recording, WindowLag | None, dict[str, LagTruth]]:
     """Give part of the recording a clock of its own and move it, as asked."""
-    if config.split_units is not None:
-        recording = split_units(recording, config.split_units, rng=rng)
+    recording = _parted(recording, config, rng)
     law = parse_law(config.jitter) if config.jitter else NoLag()
     if isinstance(law, NoLag):
         return recording, None, {}
-    if len([c for c in recording.clocks if recording.on(c)]) < 2:
-        recording = separate_lfp(recording)
     anchor = anchor_clock(recording)
     moved = [c for c in recording.clocks if c != anchor and recording.on(c)]
     _check_reach(law, recording, config)
@@ -530,13 +545,14 @@ def _windows(
     window_s = WINDOW_S if config.window_s is None else config.window_s
     max_lag_s = MAX_LAG_S if config.max_lag_s is None else config.max_lag_s
     attempts = [(window_s, max_lag_s)]
+    # A lag that is injected must stay inside what is searched.
+    fixed = config.max_lag_s is not None or jitter is not None or bool(truths)
     if config.window_s is None:
         shorter = window_s * 0.8 ** np.arange(1, 14)
         attempts += [
-            (w, max_lag_s if config.max_lag_s is not None else min(max_lag_s, w / 3))
+            (w, max_lag_s if fixed else min(max_lag_s, w / 3))
             for w in np.round(shorter, 3).tolist()
-            if w >= max(SHORTEST_WINDOW_S, 4 * tokens.token_s)
-            and (config.max_lag_s is None or w > config.max_lag_s)
+            if w >= max(SHORTEST_WINDOW_S, 4 * tokens.token_s) and (not fixed or w > max_lag_s)
         ]
     failure: NeurofuseError | None = None
     for window_s, max_lag_s in attempts:

@@ -229,26 +229,31 @@ def _fine(stream: Stream, origin_s: float, fine_s: float, n_fine: int) -> tuple[
 
 
 def _fine_signal(signal: Signal, origin_s: float, fine_s: float, n_fine: int) -> FloatArray:
-    step = np.floor((signal.time_s - origin_s) / fine_s + 1e-3).astype(np.int64)
-    kept = (step >= 0) & (step < n_fine)
-    step, samples = step[kept], np.asarray(signal.data.values[kept], dtype=np.float64)
-    out = np.zeros((n_fine, signal.n_channels))
-    if step.size == 0:
-        return out
-    first = np.concatenate([[0], np.flatnonzero(np.diff(step)) + 1])
-    sums = np.add.reduceat(samples, first, axis=0)
+    """Counts of each fine step, or mean values over what of it was recorded.
+
+    A sample holds until the next is due. So steps share the counts of a bin that reaches into several, and values weigh
+    by the time they held.
+    """
+    start_s = signal.time_s
+    if start_s.size == 0:
+        return np.zeros((n_fine, signal.n_channels))
+    held_s = np.minimum(signal.sample_s, np.append(np.diff(start_s), np.inf))
+    samples = np.asarray(signal.data.values, dtype=np.float64)
+    edge_s = origin_s + fine_s * np.arange(n_fine + 1)
+    at = np.searchsorted(start_s, edge_s, side="right") - 1
+    # How much of its sample lies before each edge.
+    share = np.clip((edge_s - start_s[at]) / held_s[at], 0.0, 1.0) * (at >= 0)
+    at = np.maximum(at, 0)
     if signal.kind == "counts":
-        out[step[first]] = sums
-        return out
-    out[step[first]] = sums / np.diff(np.append(first, step.size))[:, None]
-    # A sample holds until the next is due, which may lie in a later step than the sample itself.
-    reach = int(np.ceil(signal.sample_s / fine_s - 1e-6))
-    held = np.full(n_fine, -1)
-    held[step[first]] = step[first]
-    held = np.maximum.accumulate(held)
-    near = (held >= 0) & (np.arange(n_fine) - held <= reach)
-    out[near] = out[held[near]]
-    return out
+        return _between(at, share, samples)
+    known_s = _between(at, share, held_s[:, None])
+    return _between(at, share, samples * held_s[:, None]) / np.maximum(known_s, 1e-12)
+
+
+def _between(at: np.ndarray, share: FloatArray, mass: FloatArray) -> FloatArray:
+    """What lies between neighbouring edges: edge k comes after a share of sample `at[k]`."""
+    before = np.concatenate([np.zeros((1, mass.shape[1])), np.cumsum(mass, axis=0)])
+    return np.diff(before[at] + share[:, None] * mass[at], axis=0)
 
 
 def _cover(support: FloatArray, origin_s: float, fine_s: float, n_fine: int) -> FloatArray:

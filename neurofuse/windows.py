@@ -135,7 +135,21 @@ class Windows:
     @property
     def injected_s(self) -> np.ndarray:
         """The part of the lag (s) that `shift` injects, shape (n_windows, n_steps, n_clocks - 1)."""
-        return self.tokens.fine_s * _on_reference(self.shift, self.reach, self.n_steps, self.tokens.per_token)
+        # Which stamp shows a moment depends on all of its clock's lag, not on the injected part alone.
+        own = self._own_shift()
+        whole = _on_reference(self.shift + own, self.reach, self.n_steps, self.tokens.per_token)
+        return self.tokens.fine_s * (whole - own)
+
+    def _own_shift(self) -> np.ndarray:
+        """Known lag of the clocks themselves in fine steps, the mean over each window, (n_windows, 1, n_clocks - 1)."""
+        if not self.truths:
+            return np.zeros((len(self), 1, self.shift.shape[-1]), dtype=np.int64)
+        own_s = np.stack([t.at(self.time_s) for t in self.truths], axis=-1)
+        there = np.isfinite(own_s)
+        mean_s = np.where(there, own_s, 0).sum(axis=1, keepdims=True) / np.maximum(
+            there.sum(axis=1, keepdims=True), 1
+        )
+        return np.rint(mean_s / self.tokens.fine_s).astype(np.int64)
 
     @property
     def movement(self) -> np.ndarray:
@@ -187,15 +201,9 @@ class Windows:
         if not rows.size or not self.shift.shape[-1]:
             return self
         # What lag the recording has of itself is taken off, as far as it stays the same all window long.
-        time_s = self.time_s[rows]
-        own_s = np.stack([t.at(time_s) for t in self.truths], axis=-1) if self.truths else np.zeros((1, 1, 1))
-        there = np.isfinite(own_s)
-        own_s = np.where(there, own_s, 0).sum(axis=1, keepdims=True) / np.maximum(
-            there.sum(axis=1, keepdims=True), 1
-        )
         wanted = draw_shifts(Roam(self.max_lag * self.tokens.token_s), self[rows], rng=rng)
         shift = self.shift.copy()
-        shift[rows] = wanted - np.rint(own_s / self.tokens.fine_s).astype(np.int64)
+        shift[rows] = wanted - self[rows]._own_shift()
         return replace(self, shift=shift)
 
     def _gather(self, *, fine: bool) -> Batch:
@@ -378,8 +386,15 @@ def split(
     Raises
     ------
     NeurofuseError
-        If a stretch has no room for a window; the sentence says how long the recording would have to be.
+        If a stretch has no room for a window; the sentence says how long the recording would have to be. If the
+        shares are not positive, or leave nothing for the test.
     """
+    left = 1 - train - validation
+    if not (train > 0 and validation > 0 and left > 1e-9):
+        raise NeurofuseError(
+            f"a share of {train:g} for training and {validation:g} for validation was asked for; both must be "
+            "positive and add up to less than 1, for what is left is the test."
+        )
     n_steps, max_lag = _in_tokens(tokens, window_s, max_lag_s)
     there = (
         np.flatnonzero(np.isfinite(tokens.movement).all(axis=1))
@@ -418,7 +433,7 @@ def split(
     ]
     for name, part in zip(("training", "validation", "test"), parts, strict=True):
         if len(part) == 0:
-            need_s = (n_steps + gap) * tokens.token_s / min(validation, 1 - train - validation)
+            need_s = (n_steps + gap) * tokens.token_s / min(validation, left)
             raise NeurofuseError(
                 f"the {name} stretch has no room for a window of {window_s:g} s: movement covers "
                 f"{there.size * tokens.token_s:.1f} s and about {np.ceil(need_s):.0f} s are needed; "

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter1d
 
 import neurofuse
 from neurofuse.alignment import learned
 from neurofuse.alignment.baselines import pulse_evidence, pulses_of
 from neurofuse.alignment.clock import ClockMap, fit_clock
 from neurofuse.alignment.outcome import AlignConfig, AlignmentRefused
-from neurofuse.alignment.pair import pair_of
+from neurofuse.alignment.pair import Coarse, pair_of
 from neurofuse.alignment.scan import scan
 from neurofuse.alignment.session import align
 from neurofuse.alignment.told import Foreign, told_lag
@@ -168,6 +169,14 @@ def test_two_lags_that_explain_a_session_alike_are_rivals():
     assert fit.rival_score == pytest.approx(0, abs=0.5)
     assert abs(fit.rival_s) == pytest.approx(0.5, abs=0.05)
     assert fit.rival_s * fit.offset_s[0] < 0
+    # Both are told at the start of the session, however far the clock runs off by its middle.
+    time_s = np.arange(5.0, 7200, 20)
+    lag_s = np.arange(-1, 2.5, 0.01)
+    at = 0.2 + 60e-6 * time_s[:, None]
+    twice = sum(h * np.exp(-0.5 * ((lag_s - c) / 0.03) ** 2) for h, c in ((5.2, at), (5, at + 1)))
+    fit = fit_clock(time_s, twice, lag_s, span_s=(0, 7200), model="linear")
+    assert fit.offset_s[0] == pytest.approx(0.2, abs=0.02)
+    assert fit.rival_s == pytest.approx(1.2, abs=0.03)
 
 
 # the start
@@ -181,6 +190,26 @@ def test_a_scan_finds_the_lag_and_stands_out_and_does_not_where_nothing_is_share
     assert found.best_s == pytest.approx(0.4, abs=0.02)
     assert found.surprise > 6
     assert scan(other.coarse, 0, n, max_lag_s=2.0, rng=rng).surprise < 4
+
+
+@pytest.mark.parametrize("n_s", [25, 40, 120])
+@pytest.mark.parametrize("lag_s", [-4.0, -1.0, 2.0, 4.0])
+def test_a_short_session_stands_out_at_lags_of_either_sign(n_s, lag_s):
+    step_s = 0.04
+    n, k = round(n_s / step_s), round(lag_s / step_s)
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        shared = gaussian_filter1d(rng.standard_normal((n + 400, 3)), 2.5, axis=0)
+        shared /= shared.std(0)
+        a, b = (
+            shared[200 - j : 200 - j + n] @ rng.standard_normal((3, 6)) + 0.7 * rng.standard_normal((n, 6))
+            for j in (0, k)
+        )
+        there = np.ones(n, bool)
+        coarse = Coarse(step_s, 0.0, a.astype(np.float32), there, b.astype(np.float32), there)
+        found = scan(coarse, 0, n, max_lag_s=5.0, rng=rng)
+        assert found.best_s == pytest.approx(lag_s, abs=0.02)
+        assert found.surprise > 10
 
 
 def test_trends_are_taken_off_and_counts_stay_as_they_are_otherwise(related):
@@ -284,6 +313,29 @@ def test_zero_is_found_whatever_clock_it_is_looked_for_along(related):
         found.append(off_s + by_s)
         assert abs(found[-1]) < error_s + 0.002
     assert np.ptp(found) < 0.003
+
+
+def test_a_stretch_without_the_other_clock_has_no_say_about_zero(related):
+    recording, _ = related
+    lfp = recording["lfp"]
+    there = (lfp.time_s < 40) | (lfp.time_s > 62)
+    gapped = replace(lfp, data=lfp.data.isel(time=there))
+    pair, span_s = (
+        pair_of(recording.but(streams=(recording["spikes"], gapped)), use_movement=False),
+        (0.0, 90.0),
+    )
+    by_s, error_s = learned.zero_of(pair, ClockMap.constant(0.4, *span_s), span_s)
+    assert abs(by_s) < 0.01
+    assert error_s < 0.02
+
+
+def test_beyond_the_last_lags_a_clock_goes_on_at_one_speed():
+    time_s = np.arange(10.0, 90.0, 0.8)
+    lag_s = 0.1 + 50e-6 * time_s + 0.002 * np.random.default_rng(0).standard_normal(time_s.size)
+    clock = ClockMap.through(time_s, lag_s, skew_ppm=50.0, span_s=(0.0, 100.0))
+    np.testing.assert_allclose(clock.lag_s(time_s), lag_s, atol=1e-9)
+    for t in (-50.0, 0.0, 100.0, 250.0):
+        assert clock.lag_s(t) == pytest.approx(0.1 + 50e-6 * t, abs=0.01)
 
 
 def test_an_error_that_all_moments_share_widens_their_intervals():
@@ -426,7 +478,7 @@ def test_what_cannot_be_aligned_is_refused_in_a_sentence(related):
         align(recording.but(streams=(recording["spikes"],), movement=None))
     with pytest.raises(NeurofuseError, match="no clock 'rig' to align to 'array'; choose one of logger"):
         align(recording, config=AlignConfig(clock="rig"))
-    with pytest.raises(NeurofuseError, match="20 s are needed; raise --max-lag"):
+    with pytest.raises(NeurofuseError, match="30 s are needed; raise --max-lag"):
         align(recording.between(0, 15, margin_s=0), config=QUICK)
     with pytest.raises(NeurofuseError, match="no clock model 'bent'; choose one of offset"):
         align(recording, config=AlignConfig(model="bent"))

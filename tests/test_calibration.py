@@ -67,6 +67,7 @@ def test_the_worth_of_evidence_is_found_and_intervals_hold_what_they_say(sharpne
     calibrate(track, posterior, own, foreign, lag, MAX_LAG, 4)
     assert float(track.trust.exp()) == pytest.approx(1 / sharpness, rel=0.25)
     assert not track.trust.requires_grad
+    assert bool(track.calibrated)
     after = coverage(track, posterior, sharpness)
     assert after == pytest.approx(0.9, abs=0.03)
     if sharpness == 6.0:

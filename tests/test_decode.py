@@ -125,6 +125,30 @@ def test_a_channel_that_goes_bad_later_is_named_and_still_decoded_from(tmp_path)
     assert np.isfinite(metrics["r2_mean"])
 
 
+def test_units_that_were_split_are_split_again_to_predict(tmp_path):
+    recording, _ = simulate(
+        demo_law("demo:none"),
+        config=SimulationConfig(duration_s=40, n_units=12),
+        rng=np.random.default_rng(0),
+    )
+    one = recording.but(streams=(recording["spikes"],))
+    config = DecodeConfig(decoder="ridge", window_s=1.0, max_lag_s=0.3, split_units=5, jitter="lag:0.1")
+    fitted = decode_recording(one, config=config)
+    save_result(fitted, tmp_path)
+    decoder = Decoder.from_pretrained(tmp_path / "checkpoint")
+    assert [len(f) for f in decoder.features_] == [5, 7]
+    metrics, _, _ = predict_recording(one, decoder, settings_of(tmp_path / "checkpoint"))
+    assert metrics["r2_mean"] > fitted.metrics["r2_mean"] - 0.1
+
+
+def test_a_short_recording_is_not_searched_less_than_it_is_moved():
+    recording, _ = simulate(
+        demo_law("demo:none"), config=SimulationConfig(duration_s=14), rng=np.random.default_rng(0)
+    )
+    with pytest.raises(NeurofuseError, match=r"has no room for a window of 0\.5"):
+        decode_recording(recording, config=DecodeConfig(decoder="ridge", jitter="offset:0.45"))
+
+
 def test_too_short_a_recording_says_so_and_is_decoded_in_shorter_windows():
     recording, _ = simulate(
         demo_law("demo:none"), config=SimulationConfig(duration_s=12), rng=np.random.default_rng(0)

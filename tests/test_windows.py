@@ -21,7 +21,7 @@ from neurofuse.jitters.lag import (
     WindowLag,
     move_clock,
 )
-from neurofuse.recording import Movement, NeurofuseError, Recording, Spikes
+from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes
 from neurofuse.tokens import Tokens, tokenize
 from neurofuse.windows import EDGE_TOKENS, Windows, cut, draw_path, draw_shifts, filled, split
 
@@ -279,6 +279,35 @@ def test_a_recording_with_a_known_lag_of_its_own_roams_within_the_search_range()
     lag_s = windows.batch(slice(None), rng=rng(2), roam=1.0).lag * windows.tokens.token_s
     assert np.nanmax(np.abs(lag_s)) <= 0.3 + 0.006
     assert np.nanmin(lag_s) < -0.2
+
+
+def test_a_roaming_lag_that_moves_is_that_of_the_content_whatever_the_clocks_own_lag():
+    """The second stream's value is the time it is about."""
+    own_s, stop_s = 0.4, 60.0
+    time_s = 0.02 * np.arange(round(stop_s / 0.02))
+    b = Signal.from_array((time_s - own_s)[:, None], clock="amp", name="t", rate_hz=50, kind="power")
+    tokens = tokenize(plain(stop_s=stop_s).but(streams=(plain(stop_s=stop_s).streams[0], b)))
+    known_s = np.arange(-1.0, stop_s + 1, 0.005)
+    truth = LagTruth("amp", known_s, np.full(known_s.size, own_s), f"offset:{own_s}")
+    windows = cut(tokens, window_s=2.0, stride_s=3.0, max_lag_s=0.5, truths=(truth,), rng=rng())[2:-2]
+    batch = windows.batch(slice(None), rng=rng(3), roam=1.0)
+    shown_s = batch.values[1][..., 0] + 0.01  # a token's middle
+    stamp_s = tokens.time_s(windows.first[:, None] - batch.reach + np.arange(shown_s.shape[1]))
+    moving = 0
+    for row in range(len(windows)):
+        away = np.abs(shown_s[row][None] - windows.time_s[row][:, None])
+        lag_s = stamp_s[row][away.argmin(1)] - windows.time_s[row]
+        said_s = batch.lag[row, :, 0] * tokens.token_s
+        known = np.isfinite(said_s) & (away.min(1) < 0.02)
+        moving += np.ptp(said_s[known]) > 0.05
+        assert np.abs(said_s - lag_s)[known].max(initial=0) <= 0.05
+    assert moving >= 3
+
+
+@pytest.mark.parametrize("shares", [(0.8, 0.2), (0.9, 0.0), (1.0, 0.1), (0.0, 0.1)])
+def test_shares_of_a_split_leave_something_for_each_part(tokens, shares):
+    with pytest.raises(NeurofuseError, match=r"both must be positive and add up to less than 1"):
+        split(tokens, train=shares[0], validation=shares[1], rng=rng())
 
 
 def test_a_lag_is_known_only_where_somebody_knows_it(tokens):

@@ -123,7 +123,7 @@ def pulse_evidence(
     out = np.zeros((n_windows, lag_s.size))
     low, high = np.searchsorted(b_s, a_s - max_lag_s), np.searchsorted(b_s, a_s + max_lag_s)
     for w, a, i, j in zip(which, a_s, low, high, strict=True):
-        at = np.rint((b_s[i:j] - a + max_lag_s) / step_s).astype(int)
+        at = np.rint((b_s[i:j] - a - lag_s[0]) / step_s).astype(int)
         np.add.at(out[w], at[(at >= 0) & (at < lag_s.size)], 1.0)
     kernel = PULSE_S / step_s
     # A pulse that finds its partner is worth about the logarithm of how many lags it rules out.
@@ -153,7 +153,8 @@ def pulse_clock(
     same = np.abs(apart - np.median(apart[close])) <= SAME_PULSE_S
     spread_s = 1.4826 * float(np.median(np.abs(apart[same] - np.median(apart[same]))))
     if model == "free":
-        clock = ClockMap(a_s[same], np.maximum.accumulate(near_s[same]))
+        span_s = float(a_s[0]), float(a_s[-1])
+        clock = ClockMap.through(a_s[same], near_s[same] - a_s[same], skew_ppm=fit.skew_ppm[0], span_s=span_s)
     else:
         clock = fit.clock
     return clock, float(same.mean()), spread_s

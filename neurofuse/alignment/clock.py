@@ -82,6 +82,21 @@ class ClockMap:
         return cls(np.maximum.accumulate(a), np.maximum.accumulate(b))
 
     @classmethod
+    def through(
+        cls, time_s: FloatArray, lag_s: FloatArray, *, skew_ppm: float, span_s: tuple[float, float]
+    ) -> ClockMap:
+        """Through lags at times of A, and on at one speed to the ends of the session and beyond."""
+        # The last lags of all are too near each other to say how fast it goes on.
+        ends_s = min(span_s[0], float(time_s[0]) - 1), max(span_s[1], float(time_s[-1]) + 1)
+        before, after = (
+            float(lag_s[k]) + 1e-6 * skew_ppm * (end_s - float(time_s[k]))
+            for k, end_s in zip((0, -1), ends_s, strict=True)
+        )
+        return cls.of_lags(
+            np.concatenate([[ends_s[0]], time_s, [ends_s[1]]]), np.concatenate([[before], lag_s, [after]])
+        )
+
+    @classmethod
     def constant(cls, lag_s: float, start_s: float, stop_s: float) -> ClockMap:
         """One lag."""
         return cls.of_lags(np.array([start_s, stop_s]), np.full(2, lag_s))
@@ -127,16 +142,17 @@ class ClockFit:
     ----------
     clock : ClockMap
     offset_s, skew_ppm : tuple of 3 float
-        Lag at the first window, and how fast B runs; each with both ends of a 95 % interval.
+        Lag at the start of the session, and how fast B runs; each with both ends of a 95 % interval.
     jumps : tuple of Jump
     half_width_s : float
-        Half of the widest 95 % interval of the fitted lag over the session.
+        Half of the widest 95 % interval of the fitted lag over the session; of a clock that follows the posterior, one
+        that nine in ten of its intervals are no wider than.
     inlier : ndarray, shape (N,)
         Probability that each window agrees with the fit.
     score : float
         Log evidence of the winner.
     rival_s, rival_score : float
-        The best offset of another peak, and its log evidence; where there are no jumps.
+        The best offset of another peak, at the start too, and its log evidence; where there are no jumps.
     """
 
     clock: ClockMap
@@ -221,6 +237,8 @@ def fit_clock(
             break
         label = label - (label > weakest)
     rival_s, rival_score = _rival(_sheared(say, 1e-6 * skew * since / step_s), lag_s, label)
+    # Told where the offset is told, at the start.
+    rival_s += 1e-6 * skew * (span_s[0] - middle_s)
     return _told(fit, time_s, say, lag_s, span_s, middle_s, score, rival_s, rival_score, fine)
 
 

@@ -314,6 +314,7 @@ def moved_by(fit: ClockFit, zero: tuple[float, float]) -> ClockFit:
         clock=ClockMap(fit.clock.a_s, fit.clock.b_s + by),
         offset_s=(o + by, o + by - half, o + by + half),
         half_width_s=float(np.hypot(fit.half_width_s, error)),
+        rival_s=fit.rival_s + by,
     )
 
 
@@ -376,8 +377,12 @@ def _zero_near(pair: Pair, clock: ClockMap, span_s: tuple[float, float]) -> tupl
             found[0, part, j] = held_out(x_b[rows], x_a[rows], f).max()
             found[1, part, j] = held_out(x_a[rows], x_b[rows], f).max()
     peaks = np.array([_top(lags_s, side.sum(0)) for side in found])
-    each = np.array([np.mean([_top(lags_s, found[s, p]) for s in range(2)]) for p in range(n_parts)])
-    error = max(float(each.std(ddof=1)) / np.sqrt(n_parts), abs(float(np.diff(peaks)[0])) / 4)
+    # Parts in which nothing was recorded have no say.
+    heard = [p for p in range(n_parts) if found[:, p].any()]
+    if len(heard) < 2:
+        return float(peaks.mean()), reach_s
+    each = np.array([np.mean([_top(lags_s, found[s, p]) for s in range(2)]) for p in heard])
+    error = max(float(each.std(ddof=1)) / np.sqrt(len(heard)), abs(float(np.diff(peaks)[0])) / 4)
     return float(peaks.mean()), 2 * float(error)
 
 

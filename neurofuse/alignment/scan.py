@@ -77,13 +77,14 @@ def scan(coarse: Coarse, start: int, stop: int, *, max_lag_s: float, rng: np.ran
     lag_s = lag_grid(max_lag_s, coarse.step_s)
     half = lag_s.size // 2
     scores = _scores(coarse, start, stop, np.arange(-half, half + 1))
-    # Wrong lags wrap around the end, where two ends meet that never did.
+    # Wrong lags wrap around the end, where two ends meet that never did. They keep clear of the lags searched, which
+    # come again a whole recording later.
     n, width = len(coarse), lag_s.size
-    room = n - 2 * width
+    room = n - 3 * width
     if room >= width:
-        centres = width + np.sort(rng.choice(room, size=N_FAKES, replace=room < N_FAKES)) + half
+        centres = width + half + np.sort(rng.choice(room, size=N_FAKES, replace=room < N_FAKES))
     else:
-        centres = np.linspace(0.25 * n, 0.75 * n, N_FAKES).astype(int)
+        centres = np.linspace(2 * half, n - 2 * half, N_FAKES).astype(int)
     fakes = [_scores(coarse, start, stop, c + np.arange(-half, half + 1, 2)).max() for c in centres]
     return Scan(lag_s, scores, np.array(fakes))
 

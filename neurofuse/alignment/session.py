@@ -43,6 +43,8 @@ LEAST_EVIDENCE = 4.0
 # for each window and at least in all.
 RIVAL_NATS, RIVAL_NATS_ALL = 0.1, 5.0
 SHORTEST_S = 20.0
+# So many windows at least; fewer could not differ enough from wrong ones to be trusted.
+FEWEST_WINDOWS = 3
 # Stretches that ridges are fitted on and read in turn, seconds.
 SIDE_S = 60.0
 
@@ -146,7 +148,7 @@ def _shared_span(pair: Pair, config: AlignConfig, recording: Recording) -> tuple
         )
     (a0, a1), (b0, b1) = spans
     overlap = min(a1, b1 + config.max_lag_s) - max(a0, b0 - config.max_lag_s)
-    need = max(SHORTEST_S, 2 * config.window_s)
+    need = max(SHORTEST_S, FEWEST_WINDOWS * config.window_s)
     if min(overlap, a1 - a0, b1 - b0) < need:
         raise NeurofuseError(
             f"the two clocks share {max(0.0, min(overlap, a1 - a0, b1 - b0)):.1f} s within +-{config.max_lag_s:g} s "
@@ -185,10 +187,10 @@ def _windows_of(
     first = np.arange(max(0, low), min(len(coarse), high) - n + 1, n)
     there = np.array([coarse.a_there[f : f + n].mean() >= 0.5 for f in first], dtype=bool)
     first = first[there]
-    if first.size < 2:
+    if first.size < FEWEST_WINDOWS:
         raise NeurofuseError(
             f"there are {first.size} windows of {config.window_s:g} s in which '{pair.clocks[0]}' was recorded; "
-            "two or more are needed."
+            f"{FEWEST_WINDOWS} or more are needed."
         )
     return first, n, coarse.origin_s + (first + 0.5 * n) * coarse.step_s
 

@@ -109,17 +109,18 @@ def freed(heard: Evidence, fit: ClockFit) -> ClockFit:
     sure = match >= 0.5
     if sure.sum() < 2:
         return fit
-    found = posterior_summary(posterior[sure], heard.lag_s)
-    clock = ClockMap.of_lags(time_s[sure], found["lag_mean_s"])
-    # From a 90 % interval to a 95 % one, that of most of the session.
+    found = posterior_summary(posterior, heard.lag_s)
+    span_s = float(fit.clock.a_s[0]), float(fit.clock.a_s[-1])
+    clock = ClockMap.through(time_s[sure], found["lag_mean_s"][sure], skew_ppm=fit.skew_ppm[0], span_s=span_s)
+    # From a 90 % interval to a 95 % one. Where nothing was heard yet it is as wide as the lag may have drifted.
     width = 1.19 / 2 * (found["lag_q95_s"] - found["lag_q05_s"])
-    start_s = float(clock.lag_s(time_s[0]))
+    start_s = float(clock.lag_s(span_s[0]))
     return replace(
         fit,
         clock=clock,
         offset_s=(start_s, start_s - float(width[0]), start_s + float(width[0])),
         jumps=(),
-        half_width_s=float(np.quantile(width, 0.9)),
+        half_width_s=float(np.quantile(width[sure], 0.9)),
     )
 
 

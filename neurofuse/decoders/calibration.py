@@ -6,7 +6,8 @@ lost and found are five numbers, fitted here to the log probability of the true 
 never saw. The score is proper: nothing but the right probabilities maximises it.
 
 A recording may drift faster or jump more often than those did. What its own evidence says of that, whatever the lag, is
-enough to set both rates again before it is decoded.
+enough to set both rates again before it is decoded; but only once it is known what evidence is worth, for what is too
+strong takes its own noise for jumps.
 """
 
 from __future__ import annotations
@@ -91,10 +92,11 @@ def calibrate(
     before = [p.detach().clone() for p in fitted]
     optimizer.step(surprise)
     track.trust.requires_grad_(False)
-    lost = not all(bool(torch.isfinite(p).all()) for p in fitted)
+    found = all(bool(torch.isfinite(p).all()) for p in fitted)
+    track.calibrated.fill_(found)
     for p, value in zip(fitted, before, strict=True):
         p.grad = None
-        if lost:
+        if not found:
             p.data.copy_(value)
 
 

@@ -415,6 +415,7 @@ class LagChain(nn.Module):
         self.odds_JLF = nn.Parameter(torch.zeros(3))
         # What the evidence is worth, as the logarithm of a factor; not learned in training but by `calibrate`.
         self.trust = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.register_buffer("calibrated", torch.tensor(False))
         start_JLF = torch.tensor([START_JUMP, START_LOSE, START_FIND]).logit()
         self.register_buffer("start_JLF", start_JLF, persistent=False)
         self.start_drift = START_DRIFT * steps
@@ -422,6 +423,7 @@ class LagChain(nn.Module):
         self.register_buffer("up_LG", up_LG, persistent=False)
         self.register_buffer("down_GL", down_GL, persistent=False)
 
+    calibrated: Tensor
     up_LG: Tensor
     down_GL: Tensor
     start_JLF: Tensor

@@ -3,7 +3,7 @@
 Evidence is gathered from chunks laid side by side over every stretch that windows cover. The chain then runs over all
 stretches at once, with blocks that say nothing in the gaps between them, so that a lag found before a gap is remembered
 after it, less surely the longer it was. How fast the lag drifts and how often it jumps is learned anew from the
-recording, unless the future must not be looked at.
+recording, unless the future must not be looked at or the evidence was never calibrated.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _track(
     score_BTL = score_TL.new_zeros(1, n_tokens, score_TL.shape[-1]).index_copy_(1, at, score_TL[None])
     lost_BT = lost_T.new_zeros(1, n_tokens).index_copy_(1, at, lost_T[None])
     rates = attention.track.rates
-    if not attention.causal:
+    if bool(attention.track.calibrated) and not attention.causal:
         rates = adapted(rates, likelihoods(score_BTL, lost_BT, attention.track.up_LG, attention.every))
     found = attention.posterior(score_BTL, lost_BT, rates)
     path_T = attention.path(score_BTL, lost_BT, found, rates)[0, at]
@@ -121,11 +121,15 @@ def _evidence(
 ) -> list[tuple[Tensor, ...]]:
     """What the tokens of one stretch say about the lag of each clock, (n, L), and about no match, (n,)."""
     n = X.n_steps
-    # Chunks overlap by what encoders have to see before they say the same as in one pass; of tokens that two chunks
-    # share the earlier one's are kept. The last chunk is laid against the end.
-    stride = max(1, n - network.warm_up)
+    # Chunks overlap by what encoders have to see, of the past or of both sides, before they say the same as in one
+    # pass; tokens that two share are kept from the one that sees more around them. The last is laid against the end.
+    stride = max(1, n - network.warm_up * (1 if network.causal else 2))
     first = np.append(np.arange(covered[0], covered[-1] + 1 - n, stride), covered[-1] + 1 - n)
-    keep = torch.from_numpy(np.unique(first[:, None] + np.arange(n), return_index=True)[1])
+    place = np.arange(n)
+    seen = np.tile(place if network.causal else np.minimum(place, place[::-1]), first.size)
+    token = (first[:, None] + place).ravel()
+    best = np.lexsort((-seen, token))
+    keep = torch.from_numpy(best[np.unique(token[best], return_index=True)[1]])
     chunks = X.recut(first, n)
     out = [
         network(*inputs(chunks.batch(slice(k, k + CHUNKS))))[1].evidence
