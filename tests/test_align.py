@@ -15,7 +15,7 @@ from neurofuse.alignment.baselines import pulse_evidence, pulses_of
 from neurofuse.alignment.clock import ClockMap, fit_clock
 from neurofuse.alignment.outcome import AlignConfig, AlignmentRefused
 from neurofuse.alignment.pair import Coarse, pair_of
-from neurofuse.alignment.scan import scan
+from neurofuse.alignment.scan import correlation_evidence, scan
 from neurofuse.alignment.session import align
 from neurofuse.alignment.told import Foreign, told_lag
 from neurofuse.figures import plot_clock
@@ -210,6 +210,21 @@ def test_a_short_session_stands_out_at_lags_of_either_sign(n_s, lag_s):
         found = scan(coarse, 0, n, max_lag_s=5.0, rng=rng)
         assert found.best_s == pytest.approx(lag_s, abs=0.02)
         assert found.surprise > 10
+
+
+def test_an_absent_stream_says_nothing_about_the_lag():
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((400, 4)).astype(np.float32)
+    b = np.roll(a, 5, axis=0) + rng.standard_normal((400, 4)).astype(np.float32)
+    b[150:300] = 0
+    lags, first = np.arange(-20, 21), np.array([20, 180, 230, 320])
+    said = correlation_evidence(a, b, 2.0, first, 40, lags)
+    assert lags[said[0].argmax()] == lags[said[3].argmax()] == 5
+    assert (said[1] == 0).all()
+    assert said[2].max() < said[0].max()
+    whole = correlation_evidence(a, b, 2.0, first, 60, lags)
+    partly = (230 + 60 + lags > 300) & (230 + 60 + lags < 306)
+    assert whole[2][partly].max(initial=0) < 5
 
 
 def test_trends_are_taken_off_and_counts_stay_as_they_are_otherwise(related):

@@ -22,6 +22,8 @@ N_FOLDS = 4
 PENALTIES = (0.03, 0.3, 3.0)
 # Searches among wrong lags.
 N_FAKES = 8
+# Share of a window that B must have been recorded in for it to say anything.
+LEAST_KNOWN = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +174,8 @@ def correlation_evidence(
     power = np.concatenate(
         [np.zeros((1, b.shape[1])), np.cumsum(np.square(padded, dtype=np.float64), axis=0)]
     )
+    # Where B is absent, looks are as many fewer, and a correlation of next to nothing is none.
+    known = np.concatenate([[0], np.cumsum(padded.any(axis=1))])
     size = next_fast_len(n_steps + lags.size - 1, real=True)
     for k, f in enumerate(first):
         own = a[f : f + n_steps]
@@ -181,7 +185,8 @@ def correlation_evidence(
         product = irfft(spectrum, size, axis=0)[: lags.size]
         starts = begin + np.arange(lags.size)
         norm = np.sqrt(np.maximum(power[starts + n_steps] - power[starts], 0) * np.square(own).sum(0))
-        r = np.clip(product / np.maximum(norm, 1e-9), 0, 0.999)
-        looks = max(1.0, len(own) / apart)
+        share = (known[starts + n_steps] - known[starts]) / n_steps
+        r = np.where(share[:, None] < LEAST_KNOWN, 0.0, np.clip(product / np.maximum(norm, 1e-9), 0, 0.999))
+        looks = max(1.0, len(own) / apart) * share
         out[k] = -0.5 * looks * np.log1p(-(r**2)).sum(-1)
     return out
