@@ -238,22 +238,23 @@ def _fine_signal(signal: Signal, origin_s: float, fine_s: float, n_fine: int) ->
     if start_s.size == 0:
         return np.zeros((n_fine, signal.n_channels))
     held_s = np.minimum(signal.sample_s, np.append(np.diff(start_s), np.inf))
-    samples = np.asarray(signal.data.values, dtype=np.float64)
     edge_s = origin_s + fine_s * np.arange(n_fine + 1)
     at = np.searchsorted(start_s, edge_s, side="right") - 1
     # How much of its sample lies before each edge.
     share = np.clip((edge_s - start_s[at]) / held_s[at], 0.0, 1.0) * (at >= 0)
     at = np.maximum(at, 0)
-    if signal.kind == "counts":
-        return _between(at, share, samples)
-    known_s = _between(at, share, held_s[:, None])
-    return _between(at, share, samples * held_s[:, None]) / np.maximum(known_s, 1e-12)
 
+    def between(mass: FloatArray) -> FloatArray:
+        before = np.concatenate([[0.0], np.cumsum(mass)])
+        return np.diff(before[at] + share * mass[at])
 
-def _between(at: np.ndarray, share: FloatArray, mass: FloatArray) -> FloatArray:
-    """What lies between neighbouring edges: edge k comes after a share of sample `at[k]`."""
-    before = np.concatenate([np.zeros((1, mass.shape[1])), np.cumsum(mass, axis=0)])
-    return np.diff(before[at] + share[:, None] * mass[at], axis=0)
+    known_s = np.maximum(between(held_s), 1e-12)
+    out = np.empty((n_fine, signal.n_channels))
+    # One by one: all at once would take several times the memory of the result.
+    for k in range(signal.n_channels):
+        samples = signal.data.values[:, k].astype(np.float64)
+        out[:, k] = between(samples) if signal.kind == "counts" else between(samples * held_s) / known_s
+    return out
 
 
 def _cover(support: FloatArray, origin_s: float, fine_s: float, n_fine: int) -> FloatArray:
