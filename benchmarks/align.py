@@ -328,7 +328,8 @@ def hour(quick: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "hour.nc"
         # In a process of its own: what a parent holds counts as its child's peak.
-        write = f"from benchmarks.align import write_session; write_session({str(path)!r}, {600.0 if quick else 3600.0})"
+        duration_s = 600.0 if quick else 3600.0
+        write = f"from benchmarks.align import write_session; write_session({str(path)!r}, {duration_s})"
         subprocess.run([sys.executable, "-c", write], check=True)
         words = ["align", str(path), "--threads", "2", "-o", str(Path(folder) / "aligned.nc")]
         said = Path(folder) / "said.json"
