@@ -202,8 +202,23 @@ def _table(path: Path) -> Iterator[Leaf]:
     for k, column in enumerate(frame.columns):
         values = frame[column].to_numpy()
         name = f"column{k}" if numeric else str(column).strip()
+        if values.dtype.kind not in "fiub":
+            _refuse_stray_text(path, name, frame[column], first_line=1 if numeric else 2)
         yield Leaf(
             name, "numbers" if values.dtype.kind in "fiub" else "text", values.shape, partial(_same, values)
+        )
+
+
+def _refuse_stray_text(path: Path, name: str, column: Any, *, first_line: int) -> None:
+    """A column that holds numbers but for a few cells is not text; leaving it out would go unnoticed."""
+    import pandas as pd
+
+    wrong = (pd.to_numeric(column, errors="coerce").isna() & column.notna()).to_numpy()
+    if 0 < wrong.sum() <= 0.1 * wrong.size:
+        row = int(wrong.argmax())
+        raise LoadError(
+            f"'{path.name}', line {row + first_line}, column '{name}': '{column.iloc[row]}' is not a number; "
+            f"mend {'this cell' if wrong.sum() == 1 else f'these {wrong.sum()} cells'} or leave it empty."
         )
 
 

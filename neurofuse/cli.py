@@ -228,6 +228,8 @@ def align(
     _check_seed(seed)
     if save_as is not None and save_as.suffix not in (".nwb", ".nc", ".nix"):
         raise NeurofuseError(f"-o writes .nwb, .nc or .nix, got '{save_as}'.")
+    if save_as is not None:
+        _check_not_read(save_as, paths, source)
     config = AlignConfig(
         method=method,  # type: ignore[arg-type]
         model=model,  # type: ignore[arg-type]
@@ -404,10 +406,15 @@ def predict(
 ) -> None:
     """Decode a whole recording with a decoder that was fitted before (the `checkpoint` folder of a decode)."""
     from neurofuse.decode import predict_recording
+    from neurofuse.recording import NeurofuseError
     from neurofuse.results import save_tables
 
     fitted, settings = _checkpoint(checkpoint)
     folder = out if out is not None else Path("out") / f"{_name_of(paths, source)}-predicted"
+    if folder.resolve() in (checkpoint.resolve(), *checkpoint.resolve().parents):
+        raise NeurofuseError(
+            f"'{folder}' holds the checkpoint '{checkpoint}', which would be lost; choose another --out."
+        )
     with _new_folder(folder, marker="metrics.json") as partial:
         if _is_demo(paths):
             recording, _ = _demo(paths[0], int(settings["seed"]), partial / "input")
@@ -441,6 +448,7 @@ def convert(
     from data_loaders import save
 
     _check_seed(seed)
+    _check_not_read(out, paths, source)
     if _is_demo(paths):
         recording, _ = _simulated(paths[0], seed)
     else:
@@ -565,6 +573,17 @@ def _levels(text: str, kinds: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
             ) from None
         out |= {kind.strip(): levels} if equals else dict.fromkeys(kinds, levels)
     return out
+
+
+def _check_not_read(written: Path, paths: tuple[str, ...], source: Source) -> None:
+    """Refuse to write over a recording that is read."""
+    from neurofuse.recording import NeurofuseError
+
+    read = [*paths, *(s for s in (source.spikes, source.lfp, source.movement) if s)]
+    for one in read:
+        path = Path(one.partition("::")[0])
+        if _is_file(path) and _is_file(written) and path.samefile(written):
+            raise NeurofuseError(f"'{written}' is the recording that is read; write to another file.")
 
 
 def _load(paths: tuple[str, ...], source: Source) -> Recording:

@@ -185,6 +185,11 @@ def decode_recording(
             rng,
         )
         warnings += _check_moving(parts)
+    if config.decoder == "oracle" and len(tokens.clocks) > 1 and jitter is None and not drawn:
+        raise NeurofuseError(
+            "decoder 'oracle' is told the true lag, and none is known here; move a clock by a known one with --jitter, "
+            "or choose 'tracked' to find it."
+        )
     decoder = _build(config, progress)
     with _timed(seconds, "train"):
         decoder.fit(parts.train, validation=parts.validation)

@@ -302,6 +302,8 @@ def _lag_facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _clock_rows(alignment: xr.Dataset) -> list[dict[str, str]]:
+    from neurofuse.scores import share_inside  # with it comes scikit-learn
+
     rows = []
     for k, clock in enumerate(map(str, alignment["clock"].values)):
         one = alignment.isel(clock=k)
@@ -317,7 +319,7 @@ def _clock_rows(alignment: xr.Dataset) -> list[dict[str, str]]:
             if "true_lag_s" in one and np.isfinite(one["true_lag_s"].values).any():
                 truth = one["true_lag_s"].values
                 known = np.isfinite(truth)
-                inside = (truth >= low) & (truth <= high)
+                inside = share_inside(truth, low, high, float(one.attrs.get("truth_step_s", 0.0)))
                 row["truth"] = f"{100 * inside[known].mean():.0f} %"
                 if not known.all():
                     row["truth"] += f" (known {100 * known.mean():.0f} % of the time)"

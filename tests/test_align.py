@@ -495,6 +495,8 @@ def test_what_cannot_be_aligned_is_refused_in_a_sentence(related):
         align(recording, config=AlignConfig(clock="rig"))
     with pytest.raises(NeurofuseError, match="30 s are needed; raise --max-lag"):
         align(recording.between(0, 15, margin_s=0), config=QUICK)
+    with pytest.raises(NeurofuseError, match=r"too few lags of 0.04 s to choose from; give --max-lag 0.16"):
+        align(recording, config=replace(QUICK, max_lag_s=0.02))
     with pytest.raises(NeurofuseError, match="no clock model 'bent'; choose one of offset"):
         align(recording, config=AlignConfig(model="bent"))
     with pytest.raises(NeurofuseError, match="no method 'magic'; choose one of learned"):

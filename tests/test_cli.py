@@ -526,6 +526,21 @@ def test_two_files_are_decoded_with_their_lag(decoded):
         assert np.allclose(table["posterior"].sum("lag"), 1.0, atol=1e-3)
 
 
+def test_nothing_that_is_read_is_written_over(refused, files, decoded):
+    kept = sorted(p.name for p in decoded.iterdir())
+    words = ["predict", decoded / "checkpoint", *files, "--out", decoded]
+    refused(*words, out=False, sentence="which would be lost; choose another --out")
+    assert sorted(p.name for p in decoded.iterdir()) == kept
+    before = [Path(f).read_bytes() for f in files]
+    refused("convert", files[0], "--out", files[0], out=False, sentence="is the recording that is read")
+    refused("align", *files, "-o", files[1], sentence="is the recording that is read")
+    assert [Path(f).read_bytes() for f in files] == before
+
+
+def test_an_oracle_needs_a_lag_that_is_known(refused, files):
+    refused("decode", *files, "--decoder", "oracle", sentence="is told the true lag, and none is known here")
+
+
 @pytest.mark.parametrize("suffix", [".nwb", ".nc", ".nix"])
 def test_a_converted_recording_is_predicted_as_it_was_decoded(cli, files, decoded, tmp_path, suffix):
     one = tmp_path / f"one{suffix}"

@@ -352,3 +352,12 @@ def test_a_sampled_file_alone_that_is_cut_in_a_maker_library_is_wrapped(tmp_path
     path = nix(tmp_path / "a.nix")
     refused(r"'a\.nix' has no channel for movement called 'Hand'; it has none", path, movement="Hand")
     refused(r"'a\.nix' has no unit called 'v'; it has 'spikes', 'u'", path, spikes="v")
+
+
+def test_a_cell_that_is_not_a_number_is_named_and_does_not_lose_its_column(tmp_path):
+    rows = [f"{0.01 * k:.2f},{k % 7},{k % 5}" for k in range(200)]
+    rows[40] = "0.40,3,oops"
+    path = tmp_path / "hand.csv"
+    path.write_text("time,vx,vy\n" + "\n".join(rows) + "\n")
+    with pytest.raises(NeurofuseError, match=r"'hand.csv', line 42, column 'vy': 'oops' is not a number"):
+        info(path)

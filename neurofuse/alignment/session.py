@@ -45,6 +45,8 @@ RIVAL_NATS, RIVAL_NATS_ALL = 0.1, 5.0
 SHORTEST_S = 20.0
 # So many windows at least; fewer could not differ enough from wrong ones to be trusted.
 FEWEST_WINDOWS = 3
+# So many steps of the coarse grid must fit into the largest lag, for a peak to have sides.
+FEWEST_STEPS = 4
 # Stretches that ridges are fitted on and read in turn, seconds.
 SIDE_S = 60.0
 
@@ -148,6 +150,12 @@ def _shared_span(pair: Pair, config: AlignConfig, recording: Recording) -> tuple
         )
     (a0, a1), (b0, b1) = spans
     overlap = min(a1, b1 + config.max_lag_s) - max(a0, b0 - config.max_lag_s)
+    least_s = FEWEST_STEPS * pair.coarse.step_s
+    if config.max_lag_s < least_s:
+        raise NeurofuseError(
+            f"a largest lag of {config.max_lag_s:g} s leaves too few lags of {pair.coarse.step_s:g} s to choose from; "
+            f"give --max-lag {least_s:g} or more."
+        )
     need = max(SHORTEST_S, FEWEST_WINDOWS * config.window_s)
     if min(overlap, a1 - a0, b1 - b0) < need:
         raise NeurofuseError(
