@@ -305,14 +305,17 @@ def test_a_lag_is_tracked_through_a_recording_and_across_its_gaps(parts, causal,
         # A filter may not look ahead, not even to see how fast the lag moves.
         if calibrated and not causal:
             rates = adapted(rates, likelihoods(score, lost, attention.track.up_LG, 4))
-        wanted = attention.posterior(score, lost, rates)
-    fine_s, block_s = parts.train.tokens.token_s, 4 * parts.train.tokens.token_s
-    assert said.rates["b"].drift == pytest.approx(float(rates.drift) * fine_s / block_s**0.5, rel=1e-3)
-    assert said.rates["b"].jumps == pytest.approx(float(rates.jump) / block_s, rel=1e-3)
+        fine_s, block_s = parts.train.tokens.token_s, 4 * parts.train.tokens.token_s
+        told = said.rates["b"]
+        assert told.drift == pytest.approx(float(rates.drift) * fine_s / block_s**0.5, rel=1e-3)
+        assert told.jumps == pytest.approx(float(rates.jump) / block_s, rel=1e-3)
+        # A search ends a little elsewhere on evidence rounded otherwise: the posterior is compared at the rates told.
+        drift, jump = (torch.tensor(x) for x in (told.drift * block_s**0.5 / fine_s, told.jumps * block_s))
+        wanted = attention.posterior(score, lost, replace(rates, drift=drift, jump=jump))
     kept = np.r_[0 : hole + 1, hole + 1 + silent : score.shape[1]]
     place = np.searchsorted(covered, X.first[:, None] + np.arange(X.n_steps))
-    np.testing.assert_allclose(said.posterior["b"], wanted.lag_BTG[0, kept][place].numpy(), atol=1e-3)
-    np.testing.assert_allclose(said.match["b"], wanted.match_BT[0, kept][place].numpy(), atol=1e-3)
+    np.testing.assert_allclose(said.posterior["b"], wanted.lag_BTG[0, kept][place].numpy(), atol=1e-4)
+    np.testing.assert_allclose(said.match["b"], wanted.match_BT[0, kept][place].numpy(), atol=1e-4)
     assert said.path["b"].shape == X.shape
     # Windows with a lag each have nothing to say to one another.
     own = cut(two_systems(), jitter=WindowLag(0.2)).test

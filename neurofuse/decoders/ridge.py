@@ -206,9 +206,8 @@ class RidgeDecoder(Decoder):
             first_seen[np.unique(token, return_index=True)[1]] = True
             keep &= first_seen.reshape(token.shape)
         elif once:
-            keep[1:] &= (np.arange(len(keep))[1:] % 2 == 0)[
-                :, None
-            ]  # windows that overlap say nearly the same
+            # Windows that overlap say nearly the same.
+            keep[1:] &= (np.arange(len(keep))[1:] % 2 == 0)[:, None]
         design = [
             self._design(X.batch(slice(k, k + CHUNK), rng=rng))[keep[k : k + CHUNK]]
             for k in range(0, len(X), CHUNK)
