@@ -345,6 +345,13 @@ def test_a_stretch_without_the_other_clock_has_no_say_about_zero(related):
     assert error_s < 0.02
 
 
+def test_without_a_shared_moment_zero_stays_where_it_is(related):
+    pair = pair_of(related[0], use_movement=False)
+    by_s, error_s = learned.zero_of(pair, ClockMap.constant(400.0, 0.0, 90.0), (0.0, 90.0))
+    assert by_s == 0
+    assert error_s >= learned.ZERO_S
+
+
 def test_beyond_the_last_lags_a_clock_goes_on_at_one_speed():
     time_s = np.arange(10.0, 90.0, 0.8)
     lag_s = 0.1 + 50e-6 * time_s + 0.002 * np.random.default_rng(0).standard_normal(time_s.size)

@@ -376,9 +376,11 @@ def _zero_near(pair: Pair, clock: ClockMap, span_s: tuple[float, float]) -> tupl
             f = fold[rows] % N_FOLDS
             found[0, part, j] = held_out(x_b[rows], x_a[rows], f).max()
             found[1, part, j] = held_out(x_a[rows], x_b[rows], f).max()
-    peaks = np.array([_top(lags_s, side.sum(0)) for side in found])
     # Parts in which nothing was recorded have no say.
     heard = [p for p in range(n_parts) if found[:, p].any()]
+    if not heard:
+        return 0.0, reach_s
+    peaks = np.array([_top(lags_s, side.sum(0)) for side in found])
     if len(heard) < 2:
         return float(peaks.mean()), reach_s
     each = np.array([np.mean([_top(lags_s, found[s, p]) for s in range(2)]) for p in heard])

@@ -85,13 +85,18 @@ def on_finer_lags(
 
 def tracked(heard: Evidence, *, free: bool) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Times (N,), the lag posterior there (N, G), and that of a match (N,); neighbours are merged if too many."""
-    every = max(1, -(-len(heard.time_s) // MOST_ROWS))
+    every = _merged(heard)
     score, lost, time_s = heard.score, heard.lost, heard.time_s
     if every > 1:
         edges = np.arange(0, len(time_s), every)
         score, lost = np.add.reduceat(score, edges), np.add.reduceat(lost, edges)
         time_s = np.add.reduceat(time_s, edges) / np.diff(np.append(edges, len(time_s)))
     return (time_s, *track_session(score, lost, free=free))
+
+
+def _merged(heard: Evidence) -> int:
+    """How many neighbours become one row of the table."""
+    return max(1, -(-len(heard.time_s) // MOST_ROWS))
 
 
 def told_lag(posterior: FloatArray, lag_s: FloatArray, *, zero_error_s: float) -> dict[str, np.ndarray]:
@@ -145,7 +150,7 @@ def lag_table(
         coords={"clock": [clock], "time": time_s, "lag": heard.lag_s},
         attrs={
             "reference": reference,
-            "token_s": float(heard.window_s * -(-len(heard.time_s) // MOST_ROWS)),
+            "token_s": float(heard.window_s * _merged(heard)),
             "half_width_s": fit.half_width_s,
         },
     )
