@@ -28,18 +28,18 @@ from typing import Any
 
 import numpy as np
 
+from neurofuse.alignment.align import align
 from neurofuse.alignment.baselines import gcc_phat_curves, summed, xcorr_curves
-from neurofuse.alignment.clock import ClockMap
-from neurofuse.alignment.learned import present_firsts, train_along, windows_along, zero_of
-from neurofuse.alignment.outcome import AlignConfig, AlignmentRefused
-from neurofuse.alignment.pair import Pair, pair_of
-from neurofuse.alignment.scan import Reader, scan
-from neurofuse.alignment.session import align
-from neurofuse.alignment.told import on_finer_lags, told_lag
-from neurofuse.jitters.lag import Diffusion, LagLaw, move_clock
+from neurofuse.alignment.clock_map import ClockMap
+from neurofuse.alignment.lag_evidence import lag_summary, on_finer_lags
+from neurofuse.alignment.result import AlignConfig, AlignmentRefused
+from neurofuse.alignment.ridge_scan import RidgeReader, scan
+from neurofuse.alignment.self_supervised import present_firsts, train_along, windows_along, zero_of
+from neurofuse.alignment.signal_pair import SignalPair, signal_pair
+from neurofuse.jitters.lag_laws import Diffusion, LagLaw, move_clock
 from neurofuse.recording import NeurofuseError, Recording, Signal, Spikes, split_units
 from neurofuse.scores import share_inside
-from neurofuse.simulate import SimulationConfig, simulate
+from neurofuse.simulation import SimulationConfig, simulate
 
 HIT_S = 0.05
 
@@ -118,7 +118,7 @@ def windows_of_data(quick: bool) -> dict[str, Any]:
 
 def windows_of_split(seed: int, quick: bool) -> dict[str, Any]:
     """The lag of single windows of M1, by the network and by baselines, without an aligned stretch."""
-    pair = pair_of(m1(seed=seed))
+    pair = signal_pair(m1(seed=seed))
     tokens, coarse = pair.tokens, pair.coarse
     rng = np.random.default_rng(5)
     start = scan(coarse, 0, round(120 / coarse.step_s), max_lag_s=5.0, rng=rng)
@@ -130,7 +130,7 @@ def windows_of_split(seed: int, quick: bool) -> dict[str, Any]:
         pair, clock, search_s=1.0, span_s=(tokens.origin_s, edge_s), n_steps=150 if quick else 500
     )
     train_s = time.process_time() - clock_start
-    reader = Reader.fit(
+    reader = RidgeReader.fit(
         coarse,
         np.full(round(0.7 * len(coarse)), start.best_s),
         0,
@@ -157,7 +157,7 @@ def windows_of_split(seed: int, quick: bool) -> dict[str, Any]:
 
 
 def _network_row(
-    pair: Pair,
+    pair: SignalPair,
     finder: Any,
     first: np.ndarray,
     n: int,
@@ -173,7 +173,7 @@ def _network_row(
     for name, cut in (("network", True), ("network, A's context seen", False)):
         score, _ = finder.hear(X, every=n, cut=cut)
         lag_s, fine = on_finer_lags(own_s, score[:, 0].astype(float), 0.005)
-        told = told_lag(np.exp(fine - fine.max(1, keepdims=True)), lag_s, zero_error_s=zero[1])
+        told = lag_summary(np.exp(fine - fine.max(1, keepdims=True)), lag_s, zero_error_s=zero[1])
         # What the network calls zero is the clock it was trained along; the correction of that is the session's.
         ends = told["lag_q05_s"] + zero[0], told["lag_q95_s"] + zero[0]
         inside = share_inside(true_s, *ends, pair.tokens.fine_s)
@@ -182,7 +182,7 @@ def _network_row(
 
 
 def _baseline(
-    pair: Pair, reader: Reader, name: str, first: np.ndarray, length_s: float, by: np.ndarray
+    pair: SignalPair, reader: RidgeReader, name: str, first: np.ndarray, length_s: float, by: np.ndarray
 ) -> np.ndarray:
     """The best lag of each window within +-1 s."""
     coarse = pair.coarse

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from neurofuse.jitters.lag import Jumps, LagLaw, NoLag, Skew, Walk, WindowLag
+from neurofuse.jitters.lag_laws import Jumps, LagLaw, NoLag, Skew, Walk, WindowLag
 from neurofuse.recording import NeurofuseError
 from neurofuse.tokens import Tokens
 from neurofuse.windows import Windows, split
@@ -116,7 +116,7 @@ def tokens_of(data: str, causal: bool, seed: int) -> Tokens:
     import neurofuse
     from neurofuse.features import FeatureConfig, lfp_features
     from neurofuse.recording import separate_lfp, split_units
-    from neurofuse.simulate import SimulationConfig, simulate
+    from neurofuse.simulation import SimulationConfig, simulate
 
     if data == "sim":
         recording, _ = simulate(
@@ -149,7 +149,7 @@ def run(training: Training) -> dict[str, dict[str, float]]:
     """Train, test on every scenario that the training serves; measures by scenario."""
     import torch
 
-    from neurofuse.decoders.family import make_decoder
+    from neurofuse.decoders.registry import make_decoder
 
     torch.set_num_threads(1)
     causal = training.decoder.endswith("-causal")
@@ -175,7 +175,7 @@ def measure(decoder: Any, test: Windows) -> dict[str, float]:
     """R2 and how well the lag was found on test windows."""
     from neurofuse.scores import lag_scores, posterior_summary, r2_per_axis, stitch
 
-    said = decoder.decode_through(test)
+    said = decoder.decode_session(test)
     token, joined, _ = stitch(test.first, said.movement)
     out = {"r2": float(np.mean(r2_per_axis(test.tokens.movement[token], joined)))}
     for clock, posterior in said.posterior.items():

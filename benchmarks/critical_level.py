@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from neurofuse.figures.attention import SERIES
-from neurofuse.figures.panel import BLACK, legend_above, tidy
-from neurofuse.jitters.lag import WindowLag
+from neurofuse.jitters.lag_laws import WindowLag
 from neurofuse.recording import Movement, Recording, Signal
+from neurofuse.report.figures.panel import BLACK, legend_above, tidy
+from neurofuse.report.figures.plot_attention import SERIES
+from neurofuse.study.threshold import threshold_of
 from neurofuse.theory import anomaly_probability, critical_noise
-from neurofuse.threshold import threshold_of
 from neurofuse.tokens import Tokens, tokenize
 from neurofuse.windows import EDGE_TOKENS, cut, split
 
@@ -68,7 +68,7 @@ def run(name: str, seed: int, critical: float) -> list[float]:
     """Train once, then the share of lags found at every level."""
     import torch
 
-    from neurofuse.decoders.family import make_decoder
+    from neurofuse.decoders.registry import make_decoder
 
     torch.set_num_threads(1)
     rng = np.random.default_rng([seed, 41])

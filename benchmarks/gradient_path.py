@@ -25,17 +25,17 @@ import xarray as xr
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from neurofuse.decoders.contract import Decoder
+from neurofuse.decoders.base import Decoder
 from neurofuse.decoders.early import EarlyNetwork
-from neurofuse.decoders.encoders import TemporalBlock
-from neurofuse.decoders.family import make_decoder
 from neurofuse.decoders.gradients import gradient_over_time, gradient_path, watch_gradients
+from neurofuse.decoders.neural import TorchDecoder
+from neurofuse.decoders.registry import make_decoder
 from neurofuse.decoders.tracked import LagNetwork
-from neurofuse.decoders.training import TorchDecoder
 from neurofuse.features import FeatureConfig, lfp_features
-from neurofuse.figures.panel import BLACK, BLUE, GREEN, ORANGE, TITLE, VERMILLION, tidy
-from neurofuse.jitters.lag import Offset
-from neurofuse.simulate import SimulationConfig, simulate
+from neurofuse.jitters.lag_laws import Offset
+from neurofuse.nets.encoders import TemporalBlock
+from neurofuse.report.figures.panel import BLACK, BLUE, GREEN, ORANGE, TITLE, VERMILLION, tidy
+from neurofuse.simulation import SimulationConfig, simulate
 from neurofuse.tokens import tokenize
 from neurofuse.windows import Split, split
 

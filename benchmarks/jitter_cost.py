@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.decode_cost import median_s
-from neurofuse.jitters.family import JITTERS, make_jitter
+from neurofuse.jitters.kinds import JITTERS, make_jitter
 from neurofuse.recording import Recording, Spikes
 
 N_SPIKES = 1_000_000

@@ -16,8 +16,8 @@ from scipy.optimize import curve_fit, isotonic_regression
 from scipy.stats import t
 from tqdm import tqdm
 
+from neurofuse.study.threshold import threshold_of
 from neurofuse.theory import anomaly_probability
-from neurofuse.threshold import threshold_of
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def draw(rng: np.random.Generator, case: Curves) -> tuple[np.ndarray, np.ndarray
 
 
 def ours(method: str, **more: object):
-    """An estimator of `neurofuse.threshold`: ln(threshold) and the ends of its interval."""
+    """An estimator of `neurofuse.study.threshold`: ln(threshold) and the ends of its interval."""
 
     def estimate(level: np.ndarray, curves: np.ndarray, **_: object):
         found = threshold_of(level, curves, method=method, **more)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 # Public name -> the module that defines it.
 _PUBLIC = {
-    "load": "data_loaders.assemble",
-    "info": "data_loaders.assemble",
+    "load": "data_loaders.loading",
+    "info": "data_loaders.loading",
     "save": "data_loaders.convert",
     "to_neo": "data_loaders.convert",
     "from_neo": "data_loaders.convert",
@@ -19,9 +19,9 @@ _PUBLIC = {
     "write_nwb": "data_loaders.nwb_writer",
     "to_pynapple": "data_loaders.pynapple_objects",
     "from_pynapple": "data_loaders.pynapple_objects",
-    "TokenSequence": "data_loaders.dataset",
-    "WindowDataset": "data_loaders.dataset",
-    "window_loader": "data_loaders.dataset",
+    "TokenSequence": "data_loaders.torch_dataset",
+    "WindowDataset": "data_loaders.torch_dataset",
+    "window_loader": "data_loaders.torch_dataset",
     "FileInfo": "data_loaders.formats",
     "Format": "data_loaders.formats",
     "Item": "data_loaders.formats",
@@ -30,12 +30,12 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:
-    from data_loaders.assemble import info, load
     from data_loaders.convert import from_neo, save, to_neo, write_nix
-    from data_loaders.dataset import TokenSequence, WindowDataset, window_loader
     from data_loaders.formats import FileInfo, Format, Item, LoadError, Request
+    from data_loaders.loading import info, load
     from data_loaders.nwb_writer import write_nwb
     from data_loaders.pynapple_objects import from_pynapple, to_pynapple
+    from data_loaders.torch_dataset import TokenSequence, WindowDataset, window_loader
 
 __all__ = [
     "FileInfo",

@@ -27,8 +27,8 @@ from data_loaders.formats import (
     listed,
     unique,
 )
+from data_loaders.guess_roles import is_time, matrix_role, times_of
 from data_loaders.plain_arrays import Leaf, Ragged, as_trains, open_arrays
-from data_loaders.roles import is_time, matrix_role, times_of
 from data_loaders.sampled import make_movement, make_signal, plain_kind, regular_times
 from neurofuse.recording import FloatArray, Recording, Spikes, Stream
 

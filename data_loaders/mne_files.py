@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from data_loaders.formats import UNKNOWN_GAP_S, FileInfo, Format, Item, LoadError, Request, Role, pick
-from data_loaders.roles import channel_role
+from data_loaders.guess_roles import channel_role
 from data_loaders.sampled import make_movement, make_signal
 from neurofuse.recording import FloatArray, Recording, Signal
 

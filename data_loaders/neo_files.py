@@ -33,8 +33,8 @@ from data_loaders.formats import (
     listed,
     unique,
 )
+from data_loaders.guess_roles import channel_role
 from data_loaders.neo_objects import is_own, rebuild
-from data_loaders.roles import channel_role
 from data_loaders.sampled import make_movement, make_signal
 from neurofuse.recording import FloatArray, Movement, Recording, Signal, Spikes, Stream
 

@@ -12,25 +12,25 @@ __version__ = "0.1.0"
 
 # Public name -> the module that defines it. `load`, `info` and `fetch` live in the sibling package.
 _PUBLIC = {
-    "AlignConfig": "neurofuse.alignment.outcome",
-    "Alignment": "neurofuse.alignment.outcome",
-    "AlignmentRefused": "neurofuse.alignment.outcome",
-    "align": "neurofuse.alignment.session",
+    "AlignConfig": "neurofuse.alignment.result",
+    "Alignment": "neurofuse.alignment.result",
+    "AlignmentRefused": "neurofuse.alignment.result",
+    "align": "neurofuse.alignment.align",
     "DecodeConfig": "neurofuse.decode",
     "decode_recording": "neurofuse.decode",
-    "Decoder": "neurofuse.decoders.contract",
-    "make_decoder": "neurofuse.decoders.family",
-    "Jitter": "neurofuse.jitters.contract",
-    "JITTERS": "neurofuse.jitters.family",
-    "JitterTruth": "neurofuse.jitters.contract",
-    "parse_jitter": "neurofuse.jitters.family",
-    "StudyConfig": "neurofuse.cells",
-    "run_study": "neurofuse.study",
-    "open_study": "neurofuse.study_table",
-    "explore": "neurofuse.viewer",
-    "attention": "neurofuse.spotlight",
-    "contribution": "neurofuse.spotlight",
-    "spotlight_scores": "neurofuse.spotlight",
+    "Decoder": "neurofuse.decoders.base",
+    "make_decoder": "neurofuse.decoders.registry",
+    "Jitter": "neurofuse.jitters.jitter",
+    "JITTERS": "neurofuse.jitters.kinds",
+    "JitterTruth": "neurofuse.jitters.jitter",
+    "parse_jitter": "neurofuse.jitters.kinds",
+    "StudyConfig": "neurofuse.study.cell",
+    "run_study": "neurofuse.study.run",
+    "open_study": "neurofuse.report.study_table",
+    "explore": "neurofuse.report.viewer",
+    "attention": "neurofuse.attention_maps",
+    "contribution": "neurofuse.attention_maps",
+    "attention_scores": "neurofuse.attention_maps",
     "tokenize": "neurofuse.tokens",
     "Windows": "neurofuse.windows",
     "Movement": "neurofuse.recording",
@@ -40,9 +40,9 @@ _PUBLIC = {
     "Spikes": "neurofuse.recording",
     "open_recording": "neurofuse.storage",
     "save_recording": "neurofuse.storage",
-    "Threshold": "neurofuse.threshold",
-    "threshold_of": "neurofuse.threshold",
-    "thresholds": "neurofuse.threshold",
+    "Threshold": "neurofuse.study.threshold",
+    "threshold_of": "neurofuse.study.threshold",
+    "thresholds": "neurofuse.study.threshold",
     "split_units": "neurofuse.recording",
     "load": "data_loaders",
     "info": "data_loaders",
@@ -82,7 +82,7 @@ __all__ = [
     "run_study",
     "save_recording",
     "split_units",
-    "spotlight_scores",
+    "attention_scores",
     "threshold_of",
     "thresholds",
     "tokenize",
@@ -91,22 +91,22 @@ __all__ = [
 if TYPE_CHECKING:
     from data_loaders import info, load
     from data_loaders.fetch import fetch
-    from neurofuse.alignment.outcome import AlignConfig, Alignment, AlignmentRefused
-    from neurofuse.alignment.session import align
-    from neurofuse.cells import StudyConfig
+    from neurofuse.alignment.align import align
+    from neurofuse.alignment.result import AlignConfig, Alignment, AlignmentRefused
+    from neurofuse.attention_maps import attention, attention_scores, contribution
     from neurofuse.decode import DecodeConfig, decode_recording
-    from neurofuse.decoders.contract import Decoder
-    from neurofuse.decoders.family import make_decoder
-    from neurofuse.jitters.contract import Jitter, JitterTruth
-    from neurofuse.jitters.family import JITTERS, parse_jitter
+    from neurofuse.decoders.base import Decoder
+    from neurofuse.decoders.registry import make_decoder
+    from neurofuse.jitters.jitter import Jitter, JitterTruth
+    from neurofuse.jitters.kinds import JITTERS, parse_jitter
     from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes, split_units
-    from neurofuse.spotlight import attention, contribution, spotlight_scores
+    from neurofuse.report.study_table import open_study
+    from neurofuse.report.viewer import explore
     from neurofuse.storage import open_recording, save_recording
-    from neurofuse.study import run_study
-    from neurofuse.study_table import open_study
-    from neurofuse.threshold import Threshold, threshold_of, thresholds
+    from neurofuse.study.cell import StudyConfig
+    from neurofuse.study.run import run_study
+    from neurofuse.study.threshold import Threshold, threshold_of, thresholds
     from neurofuse.tokens import tokenize
-    from neurofuse.viewer import explore
     from neurofuse.windows import Windows
 
 
@@ -116,7 +116,7 @@ def __getattr__(name: str) -> object:
     module = importlib.import_module(_PUBLIC[name])
     if name == "run_study":
         # What it returns answers to `.study` from then on.
-        importlib.import_module("neurofuse.study_table")
+        importlib.import_module("neurofuse.report.study_table")
     if not hasattr(module, name):
         raise ImportError(
             f"'{module.__name__}' was found at {getattr(module, '__file__', '?')}, which is not neurofuse's; "

@@ -24,8 +24,8 @@ from cyclopts import App, CycloptsError, Parameter
 import neurofuse
 
 if TYPE_CHECKING:
-    from neurofuse.decoders.contract import Decoder
-    from neurofuse.jitters.lag import LagTruth
+    from neurofuse.decoders.base import Decoder
+    from neurofuse.jitters.lag_laws import LagTruth
     from neurofuse.recording import Recording
 
 app = App(
@@ -147,8 +147,8 @@ def decode(
     import time
 
     from neurofuse.decode import DecodeConfig, decode_recording
-    from neurofuse.decoders.training import use_threads
-    from neurofuse.results import save_result
+    from neurofuse.nets.device import use_threads
+    from neurofuse.report.save import save_result
 
     start = time.perf_counter()
     config = DecodeConfig(
@@ -217,13 +217,13 @@ def align(
     """
     import numpy as np
 
-    from neurofuse.alignment.outcome import AlignConfig
-    from neurofuse.alignment.session import align as align_recording
-    from neurofuse.decoders.training import use_threads
-    from neurofuse.jitters.lag import move_clock, parse_law
+    from neurofuse.alignment.align import align as align_recording
+    from neurofuse.alignment.result import AlignConfig
+    from neurofuse.jitters.lag_laws import move_clock, parse_law
+    from neurofuse.nets.device import use_threads
     from neurofuse.recording import NeurofuseError, separate_lfp
     from neurofuse.recording import split_units as split_population
-    from neurofuse.results import save_alignment
+    from neurofuse.report.save import save_alignment
 
     _check_seed(seed)
     if save_as is not None and save_as.suffix not in (".nwb", ".nc", ".nix"):
@@ -334,10 +334,10 @@ def study(
     """
     import numpy as np
 
-    from neurofuse.cells import BASE_LAG, StudyConfig, check_config
     from neurofuse.recording import NeurofuseError
-    from neurofuse.results import save_study_report, save_thresholds
-    from neurofuse.study import run_study, told
+    from neurofuse.report.save import save_study_report, save_thresholds
+    from neurofuse.study.cell import BASE_LAG, StudyConfig, check_config
+    from neurofuse.study.run import run_study, told
 
     kinds = _names(jitter)
     config = StudyConfig(
@@ -407,7 +407,7 @@ def predict(
     """Decode a whole recording with a decoder that was fitted before (the `checkpoint` folder of a decode)."""
     from neurofuse.decode import predict_recording
     from neurofuse.recording import NeurofuseError
-    from neurofuse.results import save_tables
+    from neurofuse.report.save import save_tables
 
     fitted, settings = _checkpoint(checkpoint)
     folder = out if out is not None else Path("out") / f"{_name_of(paths, source)}-predicted"
@@ -608,9 +608,9 @@ def _load(paths: tuple[str, ...], source: Source) -> Recording:
 
 def _checkpoint(folder: Path) -> tuple[Decoder, dict[str, Any]]:
     """A fitted decoder and the settings of the run that made it."""
-    from neurofuse.decoders.contract import Decoder
+    from neurofuse.decoders.base import Decoder
     from neurofuse.recording import NeurofuseError
-    from neurofuse.results import settings_of
+    from neurofuse.report.save import settings_of
 
     try:
         return Decoder.from_pretrained(folder), settings_of(folder)
@@ -635,7 +635,7 @@ def _simulated(path: str, seed: int) -> tuple[Recording, LagTruth]:
     """The demo of that name: the same for every command, given the seed."""
     import numpy as np
 
-    from neurofuse.simulate import demo_law, simulate
+    from neurofuse.simulation import demo_law, simulate
 
     return simulate(demo_law(path), rng=np.random.default_rng([seed, 7]))
 
@@ -643,7 +643,7 @@ def _simulated(path: str, seed: int) -> tuple[Recording, LagTruth]:
 def _demo(path: str, seed: int, folder: Path) -> tuple[Recording, dict[str, LagTruth]]:
     """Simulate, write what each of the two systems would have written, and read both files as a user would."""
     from data_loaders import save
-    from neurofuse.simulate import two_files
+    from neurofuse.simulation import two_files
 
     simulated, truth = _simulated(path, seed)
     folder.mkdir()
@@ -665,9 +665,9 @@ def _name_of(paths: tuple[str, ...], source: Source) -> str:
 def _check_settings(config: Any, threads: int) -> None:
     """Refuse settings that no recording could satisfy, before anything is read."""
     from neurofuse.decode import WINDOW_S
-    from neurofuse.decoders.family import parameters_of
-    from neurofuse.decoders.training import check_device
-    from neurofuse.jitters.lag import parse_law
+    from neurofuse.decoders.registry import parameters_of
+    from neurofuse.jitters.lag_laws import parse_law
+    from neurofuse.nets.device import check_device
     from neurofuse.recording import NeurofuseError
 
     parameters_of(config.decoder)
@@ -764,7 +764,7 @@ def _remove_empty(folders: list[Path]) -> None:
 
 def _tell(metrics: dict[str, Any], alignment: Any, folder: Path, as_json: bool) -> None:
     """The verdict on stderr and, if asked, everything on stdout."""
-    from neurofuse.report import verdict
+    from neurofuse.report.decode_page import verdict
 
     _say(metrics["recording"])
     for warning in metrics["warnings"]:

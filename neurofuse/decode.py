@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from neurofuse.cards import card
-from neurofuse.decoders.contract import Decoded, Decoder
-from neurofuse.decoders.family import make_decoder, parameters_of
+from neurofuse.decoders.base import Decoder, Prediction
+from neurofuse.decoders.registry import make_decoder, parameters_of
 from neurofuse.features import FeatureConfig, channel_quality, drop_bad, lfp_features, resample
-from neurofuse.jitters.lag import LagLaw, LagTruth, NoLag, WindowLag, move_clock, parse_law
+from neurofuse.html import card
+from neurofuse.jitters.lag_laws import LagLaw, LagTruth, NoLag, WindowLag, move_clock, parse_law
 from neurofuse.recording import (
     NeurofuseError,
     Recording,
@@ -54,7 +54,7 @@ LFP_RATE_HZ = 1000.0
 class DecodeConfig:
     """What a decode does. Everything here is written into the metrics and the checkpoint."""
 
-    # Name of the decoder, one of `neurofuse.decoders.family.DECODERS`.
+    # Name of the decoder, one of `neurofuse.decoders.registry.DECODERS`.
     decoder: str = "tracked"
     # Seconds a token; None takes 20 ms, or the recording's own bins where they are longer.
     token_s: float | None = None
@@ -194,7 +194,7 @@ def decode_recording(
     with _timed(seconds, "train"):
         decoder.fit(parts.train, validation=parts.validation)
     with _timed(seconds, "decode"):
-        said = decoder.decode_through(parts.test)
+        said = decoder.decode_session(parts.test)
     ridge_said = None
     if config.baseline and config.decoder != "ridge":
         with _timed(seconds, "ridge"):
@@ -237,7 +237,7 @@ def predict_recording(
         raise NeurofuseError(
             f"recording '{recording.name}' has no stretch of {window_s:g} s, the window this decoder was fitted on."
         )
-    said = decoder.decode_through(windows)
+    said = decoder.decode_session(windows)
     shown = windows if not tokens.axes else replace(windows, tokens=tokens)
     axes = tokens.axes or tuple(f"axis{k}" for k in range(said.movement.shape[-1]))
     if tokens.axes and len(tokens.axes) != said.movement.shape[-1]:
@@ -280,7 +280,7 @@ def prepare(recording: Recording, config: DecodeConfig, *, fitted: Decoder | Non
         if not isinstance(stream, Signal) or stream.kind != "lfp":
             streams.append(stream)
             continue
-        stream, table = judged(stream, causal=config.causal)
+        stream, table = check_channels(stream, causal=config.causal)
         quality += [_plain(row) for row in table.to_dict("records")]
         bad = table[table["bad"]]
         if len(bad):
@@ -292,7 +292,7 @@ def prepare(recording: Recording, config: DecodeConfig, *, fitted: Decoder | Non
     return _Prepared(recording.but(streams=tuple(streams)), options, quality, warnings)
 
 
-def judged(signal: Signal, *, causal: bool) -> tuple[Signal, pd.DataFrame]:
+def check_channels(signal: Signal, *, causal: bool) -> tuple[Signal, pd.DataFrame]:
     """LFP at a rate that features need no more of, and what each of its channels is worth."""
     if signal.rate_hz > 2.5 * LFP_RATE_HZ:
         signal = resample(signal, LFP_RATE_HZ, causal=causal)
@@ -315,7 +315,7 @@ def prediction_table(
     decoder: str,
     axes: tuple[str, ...] | None = None,
 ) -> xr.Dataset:
-    """Decoded and true movement of some windows over time; overlapping windows are joined."""
+    """Predicted and true movement of some windows over time; overlapping windows are joined."""
     token, joined, window = stitch(windows.first, said)
     axes = axes or windows.tokens.axes
     tokens = windows.tokens
@@ -341,7 +341,7 @@ def prediction_table(
 
 
 def alignment_table(
-    windows: Windows, said: Decoded, truths: dict[str, LagTruth], *, decoder: str
+    windows: Windows, said: Prediction, truths: dict[str, LagTruth], *, decoder: str
 ) -> xr.Dataset | None:
     """The lag posterior of every searched clock over time; None where nothing was searched."""
     if not said.posterior:

@@ -18,7 +18,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from neurofuse.cards import card, coverage
+from neurofuse.html import card, coverage
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from neurofuse.jitters.lag import LagLaw, LagTruth, NoLag, Roam, WindowLag
+from neurofuse.jitters.lag_laws import AnyLag, LagLaw, LagTruth, NoLag, WindowLag
 from neurofuse.recording import NeurofuseError
 from neurofuse.tokens import Tokens
 
@@ -201,7 +201,7 @@ class Windows:
         if not rows.size or not self.shift.shape[-1]:
             return self
         # What lag the recording has of itself is taken off, as far as it stays the same all window long.
-        wanted = draw_shifts(Roam(self.max_lag * self.tokens.token_s), self[rows], rng=rng)
+        wanted = draw_shifts(AnyLag(self.max_lag * self.tokens.token_s), self[rows], rng=rng)
         shift = self.shift.copy()
         shift[rows] = wanted - self[rows]._own_shift()
         return replace(self, shift=shift)

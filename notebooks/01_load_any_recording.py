@@ -25,8 +25,8 @@ import numpy as np
 
 import data_loaders
 import neurofuse
-from neurofuse.figures import plot_recording
-from neurofuse.simulate import SimulationConfig, demo_law, simulate, two_files
+from neurofuse.report.figures import plot_recording
+from neurofuse.simulation import SimulationConfig, demo_law, simulate, two_files
 
 folder = Path(mkdtemp())
 simulated, _ = simulate(

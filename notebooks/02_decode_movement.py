@@ -23,8 +23,8 @@ import os
 import numpy as np
 
 import neurofuse
-from neurofuse.figures import plot_attention, plot_decoded, plot_trajectory
-from neurofuse.simulate import SimulationConfig, demo_law, simulate
+from neurofuse.report.figures import plot_attention, plot_decoded, plot_trajectory
+from neurofuse.simulation import SimulationConfig, demo_law, simulate
 
 QUICK = os.environ.get("NEUROFUSE_QUICK") == "1"
 SMALL = {"duration_s": 40.0, "n_units": 12, "n_channels": 4, "lfp_rate_hz": 500.0}

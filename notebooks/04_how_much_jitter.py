@@ -27,7 +27,7 @@ import os
 import numpy as np
 
 import neurofuse
-from neurofuse.simulate import SimulationConfig, simulate
+from neurofuse.simulation import SimulationConfig, simulate
 
 QUICK = os.environ.get("NEUROFUSE_QUICK") == "1"
 
@@ -59,7 +59,7 @@ table.study
 table.study.curve("hit_rate").round(2)
 
 # %%
-panels = table.study.plot_spotlight()
+panels = table.study.plot_attention_quality()
 
 # %%
 for found in table.study.thresholds(quantity="hit_rate"):

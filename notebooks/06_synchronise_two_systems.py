@@ -25,9 +25,9 @@ import os
 import numpy as np
 
 import neurofuse
-from neurofuse.figures import plot_clock
-from neurofuse.jitters.lag import OffsetSkew
-from neurofuse.simulate import SimulationConfig, simulate
+from neurofuse.jitters.lag_laws import OffsetSkew
+from neurofuse.report.figures import plot_clock
+from neurofuse.simulation import SimulationConfig, simulate
 
 QUICK = os.environ.get("NEUROFUSE_QUICK") == "1"
 SMALL = {"duration_s": 80.0, "n_units": 12, "n_channels": 4, "lfp_rate_hz": 500.0}

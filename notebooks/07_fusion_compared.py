@@ -27,8 +27,8 @@ from matplotlib import pyplot as plt
 
 import neurofuse
 from neurofuse.decode import prepare
-from neurofuse.jitters.lag import WindowLag
-from neurofuse.simulate import DOMINANCE, SimulationConfig, simulate
+from neurofuse.jitters.lag_laws import WindowLag
+from neurofuse.simulation import DOMINANCE, SimulationConfig, simulate
 from neurofuse.windows import split
 
 QUICK = os.environ.get("NEUROFUSE_QUICK") == "1"

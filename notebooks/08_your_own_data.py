@@ -24,7 +24,7 @@ from tempfile import mkdtemp
 
 import numpy as np
 
-from neurofuse.simulate import SimulationConfig, demo_law, simulate
+from neurofuse.simulation import SimulationConfig, demo_law, simulate
 
 QUICK = os.environ.get("NEUROFUSE_QUICK") == "1"
 SMALL = {"duration_s": 40.0, "n_units": 12, "n_channels": 4, "lfp_rate_hz": 500.0}
@@ -46,7 +46,7 @@ hand.to_csv(folder / "hand.csv", index=False)
 
 # %%
 import neurofuse
-from neurofuse.figures import plot_decoded
+from neurofuse.report.figures import plot_decoded
 
 recording = neurofuse.load(
     None, spikes=folder / "units.npz", lfp=folder / "field.npz", movement=f"{folder / 'hand.csv'}::vx,vy"

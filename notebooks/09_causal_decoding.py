@@ -25,7 +25,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 import neurofuse
-from neurofuse.simulate import SimulationConfig, demo_law, simulate
+from neurofuse.simulation import SimulationConfig, demo_law, simulate
 
 QUICK = os.environ.get("NEUROFUSE_QUICK") == "1"
 SMALL = {"duration_s": 40.0, "n_units": 12, "n_channels": 4, "lfp_rate_hz": 500.0}

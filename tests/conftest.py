@@ -11,7 +11,7 @@ import torch
 
 from neurofuse.features import FeatureConfig, lfp_features
 from neurofuse.recording import Recording, Signal
-from neurofuse.simulate import SimulationConfig, simulate
+from neurofuse.simulation import SimulationConfig, simulate
 
 # Small matrices: more threads only get into each other's way.
 torch.set_num_threads(1)

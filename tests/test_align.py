@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter1d
 
 import neurofuse
-from neurofuse.alignment import learned
+from neurofuse.alignment import self_supervised as learned
+from neurofuse.alignment.align import align
 from neurofuse.alignment.baselines import pulse_evidence, pulses_of
-from neurofuse.alignment.clock import ClockMap, fit_clock
-from neurofuse.alignment.outcome import AlignConfig, AlignmentRefused
-from neurofuse.alignment.pair import Coarse, pair_of
-from neurofuse.alignment.scan import correlation_evidence, scan
-from neurofuse.alignment.session import align
-from neurofuse.alignment.told import Foreign, told_lag
-from neurofuse.figures import plot_clock
-from neurofuse.jitters.lag import Diffusion, Offset, Skew
+from neurofuse.alignment.clock_map import ClockMap, fit_clock
+from neurofuse.alignment.lag_evidence import MismatchTest, lag_summary
+from neurofuse.alignment.result import AlignConfig, AlignmentRefused
+from neurofuse.alignment.ridge_scan import correlation_evidence, scan
+from neurofuse.alignment.signal_pair import SmoothedPair, signal_pair
+from neurofuse.jitters.lag_laws import Diffusion, Offset, Skew
 from neurofuse.recording import NeurofuseError, Recording, Signal, Spikes
-from neurofuse.simulate import SimulationConfig, simulate
+from neurofuse.report.figures import plot_clock
+from neurofuse.simulation import SimulationConfig, simulate
 
 SMALL = SimulationConfig(duration_s=90.0, n_units=32, n_channels=6, lfp_rate_hz=500.0)
 # Few steps: enough for an easy session.
@@ -93,7 +93,7 @@ def test_a_jump_back_leaves_a_gap_on_a_and_a_jump_ahead_one_on_b():
 
 
 def planted(time_s, lag_s, truth_s, *, width_s=0.02, strength=6.0, wrong=0.1, rng):
-    """Evidence that peaks at the truth, give or take; a share of windows peaks anywhere."""
+    """LagEvidence that peaks at the truth, give or take; a share of windows peaks anywhere."""
     centre = truth_s + 0.3 * width_s * rng.standard_normal(time_s.size)
     off = rng.random(time_s.size) < wrong
     centre[off] = rng.uniform(lag_s[0], lag_s[-1], off.sum())
@@ -183,7 +183,7 @@ def test_two_lags_that_explain_a_session_alike_are_rivals():
 
 
 def test_a_scan_finds_the_lag_and_stands_out_and_does_not_where_nothing_is_shared(related, unrelated):
-    pair, other = (pair_of(r, use_movement=False) for r in (related[0], unrelated))
+    pair, other = (signal_pair(r, use_movement=False) for r in (related[0], unrelated))
     rng = np.random.default_rng(0)
     n = len(pair.coarse)
     found = scan(pair.coarse, 0, n, max_lag_s=2.0, rng=rng)
@@ -206,7 +206,7 @@ def test_a_short_session_stands_out_at_lags_of_either_sign(n_s, lag_s):
             for j in (0, k)
         )
         there = np.ones(n, bool)
-        coarse = Coarse(step_s, 0.0, a.astype(np.float32), there, b.astype(np.float32), there)
+        coarse = SmoothedPair(step_s, 0.0, a.astype(np.float32), there, b.astype(np.float32), there)
         found = scan(coarse, 0, n, max_lag_s=5.0, rng=rng)
         assert found.best_s == pytest.approx(lag_s, abs=0.02)
         assert found.surprise > 10
@@ -231,7 +231,7 @@ def test_an_absent_stream_says_nothing_about_the_lag():
 def test_trends_are_taken_off_and_counts_stay_as_they_are_otherwise(related):
     spikes = related[0]["spikes"]
     two = Recording("two", "array", (spikes, replace(spikes, name="other", clock="logger")))
-    pair, plain = pair_of(two), neurofuse.tokenize(two)
+    pair, plain = signal_pair(two), neurofuse.tokenize(two)
     assert pair.clocks == ("array", "logger")
     a, b = pair.tokens.clocks[0], plain.clocks[0]
     assert a.features == b.features
@@ -250,7 +250,7 @@ def test_a_pair_of_binned_clocks_has_as_many_fine_steps_as_its_tokens_say(bin_s,
         Signal.from_array(counts, clock=c, name=c, rate_hz=1 / bin_s, kind="counts")
         for c in ("array", "logger")
     ]
-    tokens = pair_of(Recording("binned", "array", tuple(two)), token_s=token_s).tokens
+    tokens = signal_pair(Recording("binned", "array", tuple(two)), token_s=token_s).tokens
     for clock in tokens.clocks:
         assert len(clock.cover) == tokens.n_tokens * tokens.per_token + 1
         assert clock.cover[-1] * tokens.fine_s == pytest.approx(2000 * bin_s, abs=2 * token_s)
@@ -322,7 +322,7 @@ def test_a_clock_that_wanders_is_followed_and_its_error_is_what_it_says():
 
 
 def test_zero_is_found_whatever_clock_it_is_looked_for_along(related):
-    pair, span_s = pair_of(related[0], use_movement=False), (0.0, 90.0)
+    pair, span_s = signal_pair(related[0], use_movement=False), (0.0, 90.0)
     found = []
     for off_s in (0.0, 0.0125, -0.02, 0.031):
         by_s, error_s = learned.zero_of(pair, ClockMap.constant(0.4 + off_s, *span_s), span_s)
@@ -337,7 +337,7 @@ def test_a_stretch_without_the_other_clock_has_no_say_about_zero(related):
     there = (lfp.time_s < 40) | (lfp.time_s > 62)
     gapped = replace(lfp, data=lfp.data.isel(time=there))
     pair, span_s = (
-        pair_of(recording.but(streams=(recording["spikes"], gapped)), use_movement=False),
+        signal_pair(recording.but(streams=(recording["spikes"], gapped)), use_movement=False),
         (0.0, 90.0),
     )
     by_s, error_s = learned.zero_of(pair, ClockMap.constant(0.4, *span_s), span_s)
@@ -346,7 +346,7 @@ def test_a_stretch_without_the_other_clock_has_no_say_about_zero(related):
 
 
 def test_without_a_shared_moment_zero_stays_where_it_is(related):
-    pair = pair_of(related[0], use_movement=False)
+    pair = signal_pair(related[0], use_movement=False)
     by_s, error_s = learned.zero_of(pair, ClockMap.constant(400.0, 0.0, 90.0), (0.0, 90.0))
     assert by_s == 0
     assert error_s >= learned.ZERO_S
@@ -365,7 +365,7 @@ def test_an_error_that_all_moments_share_widens_their_intervals():
     lag_s = np.arange(-0.2, 0.2001, 0.002)
     sd_s, zero_sd_s = 0.012, 0.009
     posterior = np.exp(-0.5 * ((lag_s - np.array([[0.0], [0.05]])) / sd_s) ** 2)
-    alone, shared = (told_lag(posterior, lag_s, zero_error_s=e) for e in (0.0, 1.96 * zero_sd_s))
+    alone, shared = (lag_summary(posterior, lag_s, zero_error_s=e) for e in (0.0, 1.96 * zero_sd_s))
     for found, sd in ((alone, sd_s), (shared, 0.015)):
         np.testing.assert_allclose(found["lag_q95_s"] - found["lag_q05_s"], 2 * 1.645 * sd, rtol=0.02)
     np.testing.assert_allclose(0.5 * (shared["lag_q95_s"] + shared["lag_q05_s"]), [0.0, 0.05], atol=1e-3)
@@ -373,7 +373,7 @@ def test_an_error_that_all_moments_share_widens_their_intervals():
 
 def test_no_stretch_is_heard_by_a_network_that_was_trained_on_it(related, monkeypatch):
     """With "free", every network keeps clear of the stretches it is asked about."""
-    pair = pair_of(related[0], use_movement=False)
+    pair = signal_pair(related[0], use_movement=False)
     heard_of = []
 
     class Deaf:
@@ -394,7 +394,7 @@ def test_no_stretch_is_heard_by_a_network_that_was_trained_on_it(related, monkey
             score[..., X.max_lag] = 10
             return score, np.full((len(X), n), float(self.number))
 
-    monkeypatch.setattr(learned, "LagFinder", Deaf)
+    monkeypatch.setattr(learned, "LagEstimator", Deaf)
     start = fit_clock(
         np.array([0.0, 90.0]), np.zeros((2, 81)), np.linspace(0, 0.8, 81), span_s=(0.0, 90.0), model="offset"
     )
@@ -513,9 +513,9 @@ def test_what_cannot_be_aligned_is_refused_in_a_sentence(related):
 
 def test_evidence_is_judged_by_its_size_not_its_shape():
     rng = np.random.default_rng(0)
-    same = Foreign(rng.standard_normal(40), rng.standard_normal((5, 40)))
+    same = MismatchTest(rng.standard_normal(40), rng.standard_normal((5, 40)))
     assert abs(same.surprise) < 3.5
-    more = Foreign(rng.standard_normal(40) + 2, rng.standard_normal((5, 40)))
+    more = MismatchTest(rng.standard_normal(40) + 2, rng.standard_normal((5, 40)))
     assert more.surprise > 6
 
 

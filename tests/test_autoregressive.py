@@ -7,8 +7,8 @@ from sklearn.base import clone
 from test_decoders import cut, two_systems
 
 from neurofuse.decoders.autoregressive import ANCHOR_BAND, AutoregressiveNetwork, drift
-from neurofuse.decoders.encoders import initialise
-from neurofuse.decoders.family import make_decoder
+from neurofuse.decoders.registry import make_decoder
+from neurofuse.nets.encoders import initialise
 from neurofuse.recording import NeurofuseError
 from neurofuse.windows import EDGE_TOKENS
 

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_decoders import cut, quick, two_systems
 
-from neurofuse.decoders.alignment import alignment_losses, swap_some
 from neurofuse.decoders.balance import (
     ALPHA,
     LEAST_OVERFIT,
@@ -28,11 +27,12 @@ from neurofuse.decoders.balance import (
     modulated,
     update_scales,
 )
-from neurofuse.decoders.family import DECODERS, make_decoder
+from neurofuse.decoders.neural import TorchDecoder
+from neurofuse.decoders.registry import DECODERS, make_decoder
 from neurofuse.decoders.tracked import convex_weights, on_lag
-from neurofuse.decoders.training import TorchDecoder
+from neurofuse.lag.losses import alignment_losses, mismatch_some
 from neurofuse.recording import NeurofuseError
-from neurofuse.simulate import DOMINANCE, simulate
+from neurofuse.simulation import DOMINANCE, simulate
 from neurofuse.windows import Batch, Windows
 
 TORCH = sorted(name for name, kind in DECODERS.items() if issubclass(kind, TorchDecoder))
@@ -267,8 +267,8 @@ def test_windows_that_miss_a_stream_do_not_teach_the_lag(parts):
             masked = keep_only(batch, [k])
             reading = decoder.network_(*decoder._inputs(masked))[1]
             assert float(alignment_losses(reading.beliefs, masked, decoder.max_lag_)) == 0
-        reading = decoder.network_(*decoder._inputs(swap_some(batch, 0.5, np.random.default_rng(0))))[1]
-        swapped = swap_some(batch, 0.5, np.random.default_rng(0))
+        reading = decoder.network_(*decoder._inputs(mismatch_some(batch, 0.5, np.random.default_rng(0))))[1]
+        swapped = mismatch_some(batch, 0.5, np.random.default_rng(0))
         assert float(alignment_losses(reading.beliefs, swapped, decoder.max_lag_)) > 0
 
 

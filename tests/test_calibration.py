@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from neurofuse.decoders.calibration import STRETCH, Heard, adapted, calibrate
-from neurofuse.decoders.chain import (
+from neurofuse.lag.calibration import STRETCH, LagLogLik, adapt_rates, calibrate
+from neurofuse.lag.hmm import (
     REACH,
-    ChainRates,
-    LagChain,
+    HMMRates,
+    LagHMM,
     drift_taps,
-    joint,
+    joint_log_lik,
     lag_posterior,
-    log_evidence,
+    marginal_log_lik,
 )
 from neurofuse.scores import posterior_summary
 
@@ -38,7 +38,7 @@ def heard(n_windows, *, sharpness, seed, matched=True):
         np.put_along_axis(score, place, np.take_along_axis(score, place, -1) + height, -1)
     # In unit noise a bump of this height is worth height * score - height ** 2 / 2 in log-likelihood.
     worth = torch.as_tensor(height * score - height**2 / 2, dtype=torch.float32)
-    return Heard(sharpness * worth, torch.zeros(n_windows, n_tokens)), torch.as_tensor(
+    return LagLogLik(sharpness * worth, torch.zeros(n_windows, n_tokens)), torch.as_tensor(
         lag, dtype=torch.float32
     )
 
@@ -56,7 +56,7 @@ def coverage(track, posterior, sharpness):
 
 @pytest.mark.parametrize("sharpness", [0.4, 1.0, 6.0])
 def test_the_worth_of_evidence_is_found_and_intervals_hold_what_they_say(sharpness):
-    track = LagChain(2 * MAX_LAG + 1, 1)
+    track = LagHMM(2 * MAX_LAG + 1, 1)
 
     def posterior(score, lost):
         return lag_posterior(score, lost, track.rates, track.up_LG, every=4, causal=False)
@@ -81,7 +81,7 @@ def test_the_worth_of_evidence_is_found_and_intervals_hold_what_they_say(sharpne
 
 
 def test_unknown_lags_do_not_count():
-    track = LagChain(2 * MAX_LAG + 1, 1)
+    track = LagHMM(2 * MAX_LAG + 1, 1)
 
     def posterior(score, lost):
         return lag_posterior(score, lost, track.rates, track.up_LG, every=4, causal=False)
@@ -92,7 +92,7 @@ def test_unknown_lags_do_not_count():
     half[10:] = torch.nan
     wrong = torch.where(torch.isnan(half), torch.tensor(MAX_LAG + 5.0), half)
     calibrate(track, posterior, own, foreign, half, MAX_LAG, 4)
-    other = LagChain(2 * MAX_LAG + 1, 1)
+    other = LagHMM(2 * MAX_LAG + 1, 1)
     calibrate(
         other,
         lambda s, n: lag_posterior(s, n, other.rates, other.up_LG, every=4, causal=False),
@@ -119,19 +119,19 @@ def walked(n_blocks, *, drift, jump, seed, n_lags=41):
     score = rng.normal(size=(n_blocks, n_lags))
     score[np.arange(n_blocks), lag] += height
     worth = torch.as_tensor(height * score - height**2 / 2)[None]
-    return joint(worth, torch.zeros(1, n_blocks).double())
+    return joint_log_lik(worth, torch.zeros(1, n_blocks).double())
 
 
 def chain_rates(drift, jump, n_lags=41):
     drift, jump, lose, find = torch.tensor([drift, jump, 1e-3, 0.1]).double().unbind()
-    return ChainRates(drift, jump, lose, find, torch.zeros(n_lags).double())
+    return HMMRates(drift, jump, lose, find, torch.zeros(n_lags).double())
 
 
 @pytest.mark.parametrize(("drift", "jump"), [(0.5, 0.002), (1.5, 0.002), (0.1, 0.03), (0.02, 0.002)])
 @pytest.mark.parametrize("before", [(0.3, 0.01), (1e-4, 0.003)])
 def test_a_recording_tells_how_fast_its_lag_drifts_and_how_often_it_jumps(drift, jump, before):
     block = walked(6 * STRETCH - 40, drift=drift, jump=jump, seed=4)
-    found = adapted(chain_rates(*before), block)
+    found = adapt_rates(chain_rates(*before), block)
     if drift >= 0.5:
         assert float(found.drift) == pytest.approx(drift, rel=0.1)
     else:
@@ -139,13 +139,15 @@ def test_a_recording_tells_how_fast_its_lag_drifts_and_how_often_it_jumps(drift,
     assert 0.5 * jump < float(found.jump) < 2 * jump + 0.001
     assert not found.drift.requires_grad
     # No rates nearby explain what was seen better, but for the pull of those before.
-    best = float(log_evidence(block, found))
+    best = float(marginal_log_lik(block, found))
     for by in (0.7, 1.4):
         assert (
-            best > float(log_evidence(block, chain_rates(by * float(found.drift), float(found.jump)))) - 0.5
+            best
+            > float(marginal_log_lik(block, chain_rates(by * float(found.drift), float(found.jump)))) - 0.5
         )
         assert (
-            best > float(log_evidence(block, chain_rates(float(found.drift), by * float(found.jump)))) - 0.5
+            best
+            > float(marginal_log_lik(block, chain_rates(float(found.drift), by * float(found.jump)))) - 0.5
         )
 
 
@@ -163,4 +165,4 @@ def test_the_evidence_of_a_chain_is_the_sum_over_its_paths():
             state = state / state.sum()
         seen = state * block[0, j].flatten().exp()
         total, state = total + float(seen.sum().log()), seen / seen.sum()
-    assert float(log_evidence(block, r)) == pytest.approx(total)
+    assert float(marginal_log_lik(block, r)) == pytest.approx(total)

@@ -20,9 +20,9 @@ import xarray as xr
 import neurofuse.cli as command_line
 from data_loaders import load, save
 from neurofuse.cli import main
-from neurofuse.jitters.lag import Offset
+from neurofuse.jitters.lag_laws import Offset
 from neurofuse.recording import Recording, Signal, Spikes
-from neurofuse.simulate import SimulationConfig, simulate, two_files
+from neurofuse.simulation import SimulationConfig, simulate, two_files
 
 # Movement and LFP of small files: long tokens and a short search keep every run to a second.
 QUICK = ("--token", "0.1", "--window", "1", "--max-lag", "0.3")

@@ -7,10 +7,10 @@ import pytest
 import xarray as xr
 
 from neurofuse.decode import DecodeConfig, decode_recording, predict_recording
-from neurofuse.decoders.contract import Decoder
+from neurofuse.decoders.base import Decoder
 from neurofuse.recording import NeurofuseError, Signal
-from neurofuse.results import save_result, settings_of
-from neurofuse.simulate import SimulationConfig, demo_law, simulate
+from neurofuse.report.save import save_result, settings_of
+from neurofuse.simulation import SimulationConfig, demo_law, simulate
 
 
 @pytest.fixture(scope="module")

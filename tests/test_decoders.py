@@ -9,16 +9,16 @@ import torch
 from sklearn.base import clone
 from sklearn.model_selection import GroupKFold, cross_val_score
 
-from neurofuse.decoders.aligned import AlignEarlyDecoder, AlignRidgeDecoder
-from neurofuse.decoders.alignment import alignment_loss, recognition_loss, swap_some
+from neurofuse.decoders.align_first import AlignEarlyDecoder, AlignRidgeDecoder
 from neurofuse.decoders.autoregressive import AutoregressiveDecoder
-from neurofuse.decoders.calibration import adapted
-from neurofuse.decoders.chain import Posterior, likelihoods
-from neurofuse.decoders.contract import Decoder, hold_back
-from neurofuse.decoders.family import DECODERS, make_decoder
+from neurofuse.decoders.base import Decoder, hold_back
+from neurofuse.decoders.neural import TorchDecoder
+from neurofuse.decoders.registry import DECODERS, make_decoder
 from neurofuse.decoders.tracked import TrackedDecoder
-from neurofuse.decoders.training import TorchDecoder
-from neurofuse.jitters.lag import WindowLag
+from neurofuse.jitters.lag_laws import WindowLag
+from neurofuse.lag.calibration import adapt_rates
+from neurofuse.lag.hmm import LagPosterior, block_log_lik
+from neurofuse.lag.losses import alignment_loss, mismatch_some, recognition_loss
 from neurofuse.recording import Movement, NeurofuseError, Recording, Signal
 from neurofuse.tokens import tokenize
 from neurofuse.windows import split
@@ -236,7 +236,7 @@ def test_the_other_clock_may_be_absent_for_a_while(parts):
 
 
 def believed(lag, match):
-    return Posterior(torch.tensor([[lag]]).log(), torch.tensor([[match]]).logit())
+    return LagPosterior(torch.tensor([[lag]]).log(), torch.tensor([[match]]).logit())
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_recognition_falls_when_windows_match_their_own_partner():
 
 def test_some_windows_get_the_other_clock_of_their_neighbour(parts):
     batch = parts.train.batch(slice(0, 200))
-    swapped = swap_some(batch, 0.3, np.random.default_rng(0))
+    swapped = mismatch_some(batch, 0.3, np.random.default_rng(0))
     foreign = np.isinf(swapped.lag[:, 0, 0])
     assert 0.2 < foreign.mean() < 0.4
     np.testing.assert_array_equal(swapped.values[1][foreign], np.roll(batch.values[1], -1, 0)[foreign])
@@ -286,7 +286,7 @@ def test_a_lag_is_tracked_through_a_recording_and_across_its_gaps(parts, causal,
     decoder.network_.attending[0].track.calibrated.fill_(calibrated)
     X = parts.train[::7]
     X = X[(X.first < X.first[0] + 300) | (X.first > X.first[0] + 420)]  # a hole of some seconds
-    said = decoder.decode_through(X)
+    said = decoder.decode_session(X)
     covered = np.unique(X.first[:, None] + np.arange(X.n_steps))
     hole = int(np.argmax(np.diff(covered)))
     network = decoder.network_
@@ -304,7 +304,7 @@ def test_a_lag_is_tracked_through_a_recording_and_across_its_gaps(parts, causal,
         rates = attention.track.rates
         # A filter may not look ahead, not even to see how fast the lag moves.
         if calibrated and not causal:
-            rates = adapted(rates, likelihoods(score, lost, attention.track.up_LG, 4))
+            rates = adapt_rates(rates, block_log_lik(score, lost, attention.track.up_LG, 4))
         fine_s, block_s = parts.train.tokens.token_s, 4 * parts.train.tokens.token_s
         told = said.rates["b"]
         assert told.drift == pytest.approx(float(rates.drift) * fine_s / block_s**0.5, rel=1e-3)
@@ -319,7 +319,7 @@ def test_a_lag_is_tracked_through_a_recording_and_across_its_gaps(parts, causal,
     assert said.path["b"].shape == X.shape
     # Windows with a lag each have nothing to say to one another.
     own = cut(two_systems(), jitter=WindowLag(0.2)).test
-    np.testing.assert_array_equal(decoder.decode_through(own).movement, decoder.decode(own).movement)
+    np.testing.assert_array_equal(decoder.decode_session(own).movement, decoder.decode(own).movement)
 
 
 def test_both_directions_read_through_one_posterior(parts):

@@ -13,8 +13,8 @@ import pytest
 import scipy.io
 
 from data_loaders import save
-from neurofuse.jitters.lag import Offset
-from neurofuse.simulate import SimulationConfig, simulate, two_files
+from neurofuse.jitters.lag_laws import Offset
+from neurofuse.simulation import SimulationConfig, simulate, two_files
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -43,8 +43,8 @@ def files(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(DOCS)))
 def test_the_code_of_a_page_runs(page, files, tmp_path, monkeypatch):
-    from neurofuse.decoders.family import DECODERS
-    from neurofuse.jitters.family import JITTERS
+    from neurofuse.decoders.registry import DECODERS
+    from neurofuse.jitters.kinds import JITTERS
 
     for path in files.iterdir():
         (tmp_path / path.name).symlink_to(path)

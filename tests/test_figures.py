@@ -13,21 +13,21 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from neurofuse.figures import (
+from neurofuse.attention_maps import attention_scores
+from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes
+from neurofuse.report.figures import (
     plot_attention,
+    plot_attention_quality,
     plot_calibration,
     plot_contribution,
     plot_decoded,
     plot_lag,
     plot_recording,
     plot_scores,
-    plot_spotlight,
     plot_training,
     plot_trajectory,
     plot_window_attention,
 )
-from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes
-from neurofuse.spotlight import spotlight_scores
 
 STEP_S = 0.05
 TIME_S = np.concatenate([np.arange(200) * STEP_S, np.arange(100) * STEP_S + 15])  # 0-10 s and 15-20 s
@@ -320,7 +320,7 @@ def test_no_name_is_read_as_mathematics_or_breaks_the_figure(name: str) -> None:
 
 def test_nothing_global_is_touched_outside_a_notebook() -> None:
     code = (
-        "import io, sys; from neurofuse.figures import plot_training; "
+        "import io, sys; from neurofuse.report.figures import plot_training; "
         "ax = plot_training({'train': [1.0, 0.5]}); ax.figure.savefig(io.BytesIO()); "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
@@ -374,8 +374,8 @@ def test_one_window_of_attention_is_drawn_with_the_truth_on_top() -> None:
 
 
 def test_spotlight_bars_are_the_scores() -> None:
-    scores = spotlight_scores(make_alignment())
-    shares, rates = plot_spotlight(scores)
+    scores = attention_scores(make_alignment())
+    shares, rates = plot_attention_quality(scores)
     drawn = [bar.get_width() for bar in shares.patches]
     wanted = [
         float(scores[v][k])
@@ -385,21 +385,21 @@ def test_spotlight_bars_are_the_scores() -> None:
     np.testing.assert_allclose(drawn, wanted)
     np.testing.assert_allclose([bar.get_width() for bar in rates.patches][:2], [scores["flicker"][0], 0])
     assert "(1/s)" in rates.get_xlabel()
-    blind = plot_spotlight(spotlight_scores(make_alignment(truth=False)))
+    blind = plot_attention_quality(attention_scores(make_alignment(truth=False)))
     assert [t.get_text() for t in blind[0].get_yticklabels()] == ["entropy / log L"]
     with pytest.raises(NeurofuseError, match="holds no scores of a spotlight"):
-        plot_spotlight(make_alignment())
+        plot_attention_quality(make_alignment())
 
 
 def test_calibration_shows_every_filled_bin_and_every_level() -> None:
-    scores = spotlight_scores(make_alignment(("lfp",)))
+    scores = attention_scores(make_alignment(("lfp",)))
     bins, levels = plot_calibration(scores)
     filled = scores["share"][0] > 0
     np.testing.assert_allclose(bins.collections[0].get_offsets()[:, 0], scores["confidence"][0][filled])
     np.testing.assert_allclose(bins.collections[0].get_offsets()[:, 1], scores["accuracy"][0][filled])
     np.testing.assert_allclose(line(levels, "clock 'lfp'")[1], scores["coverage"][0])
     with pytest.raises(NeurofuseError, match="calibration needs a true lag"):
-        plot_calibration(spotlight_scores(make_alignment(truth=False)))
+        plot_calibration(attention_scores(make_alignment(truth=False)))
 
 
 def make_contribution(n_parts: int = 3) -> xr.Dataset:

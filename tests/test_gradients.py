@@ -6,9 +6,9 @@ import torch
 from sklearn.base import clone
 from torch import nn
 
-from neurofuse.decoders.family import make_decoder
 from neurofuse.decoders.gradients import gradient_over_time, gradient_path, watch_gradients
-from neurofuse.decoders.training import TorchDecoder
+from neurofuse.decoders.neural import TorchDecoder
+from neurofuse.decoders.registry import make_decoder
 from neurofuse.recording import Movement, NeurofuseError, Recording, Signal
 from neurofuse.tokens import tokenize
 from neurofuse.windows import split

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from neurofuse.jitters.contract import Chain, compose
-from neurofuse.jitters.family import JITTERS, make_jitter, parse_jitter
-from neurofuse.jitters.lag import (
+from neurofuse.jitters.jitter import Chain, compose
+from neurofuse.jitters.kinds import JITTERS, make_jitter, parse_jitter
+from neurofuse.jitters.lag_laws import (
     LAWS,
     Diffusion,
     Hops,

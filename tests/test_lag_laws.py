@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurofuse.jitters.lag import (
+from neurofuse.jitters.lag_laws import (
     LAWS,
     TRUTH_STEP_S,
     Jumps,

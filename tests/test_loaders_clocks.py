@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import data_loaders.sniffing
+import data_loaders.detect
 from data_loaders import FileInfo, Format, Item, LoadError, Request, info, load, save
 from neurofuse.recording import Movement, Recording, Signal, Spikes
 
@@ -180,9 +180,9 @@ NOT_A_FORMAT = 3
 
 
 def with_entry_point(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    point = EntryPoint("toy", f"{__name__}:{name}", data_loaders.sniffing.ENTRY_POINTS)
+    point = EntryPoint("toy", f"{__name__}:{name}", data_loaders.detect.ENTRY_POINTS)
     monkeypatch.setattr(
-        data_loaders.sniffing, "entry_points", lambda group: [point] if group == "neurofuse.formats" else []
+        data_loaders.detect, "entry_points", lambda group: [point] if group == "neurofuse.formats" else []
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 import quantities as pq
 
 from data_loaders import from_neo, info, load
-from data_loaders.roles import channel_role
+from data_loaders.guess_roles import channel_role
 
 RNG = np.random.default_rng(0)
 

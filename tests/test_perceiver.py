@@ -7,10 +7,10 @@ import pytest
 import torch
 from test_decoders import cut, two_systems
 
-from neurofuse.decoders.encoders import initialise
-from neurofuse.decoders.family import make_decoder
 from neurofuse.decoders.perceiver import Events, EventWindows, PerceiverNetwork, RotaryAttention, rotate
-from neurofuse.jitters.lag import WindowLag
+from neurofuse.decoders.registry import make_decoder
+from neurofuse.jitters.lag_laws import WindowLag
+from neurofuse.nets.encoders import initialise
 from neurofuse.recording import NeurofuseError
 from neurofuse.tokens import tokenize
 from neurofuse.windows import split

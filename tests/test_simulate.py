@@ -7,9 +7,9 @@ import pytest
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import butter, sosfiltfilt
 
-from neurofuse.jitters.lag import LagTruth, Offset, Skew, WindowLag
+from neurofuse.jitters.lag_laws import LagTruth, Offset, Skew, WindowLag
 from neurofuse.recording import NeurofuseError, Recording
-from neurofuse.simulate import (
+from neurofuse.simulation import (
     DEMO_LAWS,
     LFP_CLOCK,
     SPIKE_CLOCK,

@@ -13,8 +13,13 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from neurofuse import cells
-from neurofuse.cells import (
+from neurofuse.cli import main
+from neurofuse.recording import NeurofuseError, Recording
+from neurofuse.report.save import save_thresholds
+from neurofuse.simulation import SimulationConfig, simulate
+from neurofuse.storage import save_recording
+from neurofuse.study import cell as cells
+from neurofuse.study.cell import (
     StudyConfig,
     config_from,
     digest,
@@ -23,14 +28,9 @@ from neurofuse.cells import (
     packed_recording,
     run_task,
 )
-from neurofuse.cli import main
-from neurofuse.engines import Record, read_record
-from neurofuse.levels import AROUND, Levels, largest, plan_levels
-from neurofuse.recording import NeurofuseError, Recording
-from neurofuse.results import save_thresholds
-from neurofuse.simulate import SimulationConfig, simulate
-from neurofuse.storage import save_recording
-from neurofuse.study import collect, plan_tasks, run_study
+from neurofuse.study.levels import AROUND, Levels, largest, plan_levels
+from neurofuse.study.run import collect, plan_tasks, run_study
+from neurofuse.study.tasks import Record, read_record
 
 # Long tokens and a short search: a training is a fraction of a second.
 SIZES = {"token_s": 0.1, "window_s": 1.0, "max_lag_s": 0.3, "n_steps": 5}

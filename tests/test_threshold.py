@@ -13,8 +13,8 @@ from scipy.optimize import brentq
 from scipy.stats import norm, t
 
 from neurofuse.recording import NeurofuseError
+from neurofuse.study.threshold import threshold_of, thresholds
 from neurofuse.theory import anomaly_probability
-from neurofuse.threshold import threshold_of, thresholds
 
 LEVEL = np.geomspace(0.25, 4, 10)
 
@@ -289,6 +289,7 @@ def test_what_a_study_lacks_is_said(study):
 
 
 def test_thresholds_need_neither_torch_nor_matplotlib():
-    code = "import neurofuse.threshold, sys; print([m for m in ('torch', 'matplotlib', 'sklearn') if m in sys.modules])"
+    heavy = ("torch", "matplotlib", "sklearn")
+    code = f"import neurofuse.study.threshold, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

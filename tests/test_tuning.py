@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from neurofuse.figures import plot_tuning
 from neurofuse.recording import Movement, NeurofuseError, Recording, Signal
+from neurofuse.report.figures import plot_tuning
 from neurofuse.tokens import tokenize
 from neurofuse.tuning import tuning
 

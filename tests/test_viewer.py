@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from neurofuse.jitters.lag import Offset
+from neurofuse.jitters.lag_laws import Offset
 from neurofuse.recording import NeurofuseError, Recording, Spikes
-from neurofuse.simulate import SimulationConfig, simulate
-from neurofuse.viewer import View, correlation, draw, explore, second_clock, shown
+from neurofuse.report.viewer import View, correlation, draw, explore, second_clock, shown
+from neurofuse.simulation import SimulationConfig, simulate
 
 LAG_S = 0.23
 

@@ -10,8 +10,8 @@ from scipy.stats import truncnorm
 from sklearn.model_selection import GroupKFold, cross_val_score
 from sklearn.utils import _safe_indexing
 
-from neurofuse.decoders.family import make_decoder
-from neurofuse.jitters.lag import (
+from neurofuse.decoders.registry import make_decoder
+from neurofuse.jitters.lag_laws import (
     Jumps,
     LagTruth,
     NoLag,

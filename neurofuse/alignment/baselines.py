@@ -1,4 +1,4 @@
-"""In: a `Pair`, or events both clocks saw. Out: evidence of every lag as simpler methods have it.
+"""In: a `SignalPair`, or events both clocks saw. Out: evidence of every lag as simpler methods have it.
 
 The population rate (or the LFP's envelope) of A against that of B: plain cross-correlation, and the generalised one
 that weighs all frequencies alike (GCC-PHAT; Knapp & Carter 1976, IEEE Trans. ASSP 24:320). And pulses: the histogram of
@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from neurofuse.alignment.clock import ClockFit, ClockMap, Model, fit_clock
-from neurofuse.alignment.pair import Coarse, Pair, lag_grid
-from neurofuse.alignment.scan import correlation_evidence
-from neurofuse.jitters.lag import nearest
+from neurofuse.alignment.clock_map import ClockFit, ClockMap, Model, fit_clock
+from neurofuse.alignment.ridge_scan import correlation_evidence
+from neurofuse.alignment.signal_pair import SignalPair, SmoothedPair, lag_grid
+from neurofuse.jitters.lag_laws import nearest
 from neurofuse.recording import FloatArray, IntArray, NeurofuseError, Recording, Signal, Spikes
 
 # Width of the kernel that pulses are matched with, and the most two of them may differ, seconds.
@@ -22,7 +22,7 @@ PULSE_S, SAME_PULSE_S = 0.01, 0.03
 PULSE_WORDS = ("sync", "pulse", "ttl", "trigger")
 
 
-def summed(pair: Pair, coarse: Coarse) -> tuple[np.ndarray, np.ndarray]:
+def summed(pair: SignalPair, coarse: SmoothedPair) -> tuple[np.ndarray, np.ndarray]:
     """One number a step for each clock: the population's rate, or the LFP's envelope; shape (n, 1) each."""
     every = max(1, round(coarse.step_s / pair.tokens.token_s))
     out = []
@@ -46,14 +46,14 @@ def summed(pair: Pair, coarse: Coarse) -> tuple[np.ndarray, np.ndarray]:
 def xcorr_curves(
     own: np.ndarray, other: np.ndarray, apart: float, first: IntArray, n_steps: int, lags: IntArray
 ) -> FloatArray:
-    """Evidence of every lag from the correlation of two series, shape (n_windows, n_lags)."""
+    """LagEvidence of every lag from the correlation of two series, shape (n_windows, n_lags)."""
     return correlation_evidence(own, other, apart, first, n_steps, lags)
 
 
 def gcc_phat_curves(
     own: np.ndarray, other: np.ndarray, _apart: float, first: IntArray, n_steps: int, lags: IntArray
 ) -> FloatArray:
-    """Evidence from the inverse transform of the cross spectrum's phase: half its square in standard deviations."""
+    """LagEvidence from the inverse transform of the cross spectrum's phase: half its square in standard deviations."""
     low, high = int(lags[0]), int(lags[-1])
     pad = max(0, -low)
     padded = np.pad(other[:, 0], (pad, max(0, high) + n_steps))
@@ -134,7 +134,7 @@ def pulse_evidence(
 def pulse_clock(
     a_s: FloatArray, b_s: FloatArray, fit: ClockFit, *, model: Model
 ) -> tuple[ClockMap, float, float]:
-    """The clock through matched pulses: from pulse to pulse if `free`, else the line they were found by, sharpened.
+    """The clock through matched pulses: from pulse to pulse if `free`, else the line they were found by, refined.
 
     Returns
     -------
@@ -160,7 +160,7 @@ def pulse_clock(
     return clock, float(same.mean()), spread_s
 
 
-def sharpened(
+def refine_on_pulses(
     a_s: FloatArray,
     b_s: FloatArray,
     fit: ClockFit,

@@ -21,11 +21,11 @@ import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor, nn
 
-from neurofuse.decoders.alignment import alignment_losses
-from neurofuse.decoders.chain import Posterior
-from neurofuse.decoders.encoders import SeededDropout, StreamEncoder, encode
-from neurofuse.decoders.lag import band_read, band_scores
-from neurofuse.decoders.training import DECODE_BATCH, TorchDecoder
+from neurofuse.decoders.neural import DECODE_BATCH, TorchDecoder
+from neurofuse.lag.banded import band_read, band_scores
+from neurofuse.lag.hmm import LagPosterior
+from neurofuse.lag.losses import alignment_losses
+from neurofuse.nets.encoders import SeededDropout, StreamEncoder, encode
 from neurofuse.recording import NeurofuseError
 from neurofuse.windows import EDGE_TOKENS, Batch, Windows
 
@@ -364,7 +364,7 @@ class AutoregressiveDecoder(TorchDecoder):
         return torch.as_tensor(scaled, dtype=torch.float32, device=next(self.network_.parameters()).device)
 
     def _alignment_loss(self, reading: Attention, batch: Batch) -> Tensor | float:
-        beliefs = [Posterior.of_weights(p) for p in reading.posteriors]
+        beliefs = [LagPosterior.of_weights(p) for p in reading.posteriors]
         return self.align_weight * alignment_losses(beliefs, batch, self.max_lag_)
 
     def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> AutoregressiveNetwork:

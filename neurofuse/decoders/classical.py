@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neurofuse.decoders.contract import Decoded
+from neurofuse.decoders.base import Prediction
 from neurofuse.decoders.ridge import CHUNK, RidgeDecoder, lagged, some_windows, standard
 from neurofuse.windows import Batch, Windows
 
@@ -248,12 +248,12 @@ class KalmanDecoder(RidgeDecoder):
         self.bases_, self.space_, self.noise_ = kept
         return self
 
-    def decode(self, X: Windows) -> Decoded:
+    def decode(self, X: Windows) -> Prediction:
         """Movement of some windows."""
         self._check_like_training(X)
         out = [self._run(X.batch(slice(k, k + CHUNK)), self.noise_) for k in range(0, len(X), CHUNK)]
         said = np.concatenate(out) * self.movement_scale_.std + self.movement_scale_.mean
-        return Decoded(said.astype(np.float32))
+        return Prediction(said.astype(np.float32))
 
     def _states(self, movement_NTA: np.ndarray) -> np.ndarray:
         """Movement and its backward differences, NaN where the window does not reach back far enough."""

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neurofuse.decoders.encoders import MovementHead, SeededDropout, StreamEncoder, encode
-from neurofuse.decoders.training import TorchDecoder
+from neurofuse.decoders.neural import TorchDecoder
+from neurofuse.nets.encoders import MovementHead, SeededDropout, StreamEncoder, encode
 from neurofuse.recording import NeurofuseError
 
 # Tokens seen to each side where there is no lag to cover.

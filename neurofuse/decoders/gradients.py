@@ -18,9 +18,9 @@ import xarray as xr
 from sklearn.base import clone
 from torch import Tensor, nn
 
-from neurofuse.decoders.contract import Decoder
-from neurofuse.decoders.encoders import initialise
-from neurofuse.decoders.training import TorchDecoder
+from neurofuse.decoders.base import Decoder
+from neurofuse.decoders.neural import TorchDecoder
+from neurofuse.nets.encoders import initialise
 from neurofuse.recording import NeurofuseError
 from neurofuse.windows import Windows
 

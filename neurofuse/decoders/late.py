@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from neurofuse.decoders.contract import Decoded, hold_back
+from neurofuse.decoders.base import Prediction, hold_back
 from neurofuse.decoders.early import EarlyDecoder, EarlyNetwork
 from neurofuse.recording import NeurofuseError
 from neurofuse.windows import Windows
@@ -98,11 +98,11 @@ class LateDecoder(EarlyDecoder):
         """Weight of each clock for each axis, shape (n_clocks, n_axes); they add up to one over clocks."""
         return np.full((len(self.members_), self.n_axes_), 1 / len(self.members_), dtype=np.float32)
 
-    def decode(self, X: Windows) -> Decoded:
+    def decode(self, X: Windows) -> Prediction:
         """Movement of some windows."""
         self._check_like_training(X)
         said = np.stack([m.predict(X) for m in self.members_])
-        return Decoded(np.einsum("cbta,ca->bta", said, self.weights_))
+        return Prediction(np.einsum("cbta,ca->bta", said, self.weights_))
 
     def _state(self) -> dict[str, np.ndarray]:
         parts = {f"{k}.{name}": v for k, m in enumerate(self.members_) for name, v in m._state().items()}

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neurofuse.decoders.contract import Decoded
-from neurofuse.decoders.encoders import SeededDropout
-from neurofuse.decoders.training import TorchDecoder
+from neurofuse.decoders.base import Prediction
+from neurofuse.decoders.neural import TorchDecoder
+from neurofuse.nets.encoders import SeededDropout
 from neurofuse.recording import NeurofuseError
 from neurofuse.windows import EDGE_TOKENS, Batch, Windows
 
@@ -284,7 +284,7 @@ class PerceiverDecoder(TorchDecoder):
         super().fit(EventWindows.of(X), y, validation=held)
         return self
 
-    def decode(self, X: Windows) -> Decoded:
+    def decode(self, X: Windows) -> Prediction:
         """Movement of some windows."""
         return super().decode(EventWindows.of(X))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import solve
 
-from neurofuse.decoders.contract import Decoded, Decoder, Scale, hold_back
+from neurofuse.decoders.base import Decoder, Prediction, Scale, hold_back
 from neurofuse.recording import NeurofuseError
 from neurofuse.windows import Batch, Windows
 
@@ -150,14 +150,14 @@ class RidgeDecoder(Decoder):
         self._learn(design, wanted, *self._rows(check, check_target))
         return self
 
-    def decode(self, X: Windows) -> Decoded:
+    def decode(self, X: Windows) -> Prediction:
         """Movement of some windows."""
         self._check_like_training(X)
         out = []
         for k in range(0, len(X), CHUNK):
             said = self._read(self._design(X.batch(slice(k, k + CHUNK))))
             out.append(said * self.movement_scale_.std + self.movement_scale_.mean)
-        return Decoded(np.concatenate(out).astype(np.float32))
+        return Prediction(np.concatenate(out).astype(np.float32))
 
     def _parts(
         self, X: Windows, y: np.ndarray | None, validation: Windows | None

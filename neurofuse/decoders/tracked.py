@@ -1,7 +1,7 @@
 """In: tokens of an anchor clock and of clocks that may lag. Out: movement read through the lags that were found.
 
 Queries come from the anchor's stream, keys and values from each other clock's. What attention weighs is not
-positions but lags, and the weights are a posterior: the scores of a band of lags are log-likelihoods of a
+positions but lags, and the weights are a posterior: the scores of a band of lags are log-block_log_lik of a
 hidden Markov chain that drifts and jumps. With a chain that never moves it is one constant lag a window;
 without a chain it is softmax cross-attention; with the lag given it is the oracle. They differ in nothing else.
 """
@@ -9,7 +9,7 @@ without a chain it is softmax cross-attention; with the lag given it is the orac
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,29 +17,23 @@ import torch.nn.functional as F
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
-from neurofuse.decoders.alignment import alignment_losses, recognition_loss, swap_some
-from neurofuse.decoders.calibration import Heard, calibrate
-from neurofuse.decoders.chain import (
-    ChainRates,
-    LagChain,
-    Posterior,
-    constant_posterior,
-    lag_path,
-    lag_posterior,
-    likelihoods,
-)
-from neurofuse.decoders.contract import Decoded, LagRates, hold_back
-from neurofuse.decoders.encoders import MovementHead, StreamEncoder, encode
-from neurofuse.decoders.lag import band_answer, band_read, band_scores
+from neurofuse.decoders.base import LagRates, Prediction, hold_back
 from neurofuse.decoders.late import StreamDecoder
-from neurofuse.decoders.through import track_through
-from neurofuse.decoders.training import DECODE_BATCH, TorchDecoder, check_device, spread_over
+from neurofuse.decoders.neural import DECODE_BATCH, TorchDecoder, spread_over
+from neurofuse.lag.attention import Chain, LagAttention
+from neurofuse.lag.banded import band_read
+from neurofuse.lag.calibration import LagLogLik, calibrate
+from neurofuse.lag.hmm import (
+    HMMRates,
+    LagPosterior,
+)
+from neurofuse.lag.losses import alignment_losses, mismatch_some, recognition_loss
+from neurofuse.lag.session import track_lags
+from neurofuse.nets.device import check_device
+from neurofuse.nets.encoders import MovementHead, StreamEncoder, encode
 from neurofuse.recording import NeurofuseError
 from neurofuse.windows import EDGE_TOKENS, Batch, Windows, filled
 
-Chain = Literal["tracked", "constant", "softmax", "given"]
-
-START_TEMPERATURE = 4.0
 # Validation windows to calibrate on, and lags drawn for each.
 N_CALIBRATED = 64
 CALIBRATION_DRAWS = 4
@@ -49,104 +43,11 @@ HEAD_DILATIONS = (1, 4, 12)
 ALONE_SHARE = 0.5
 
 
-class LagAttention(nn.Module):
-    """Cross-attention from the anchor to one other clock, over lags.
-
-    Each head has queries and keys of its own, normalised, and an inverse temperature. With a chain the heads'
-    evidence adds up to one posterior, since two clocks have one lag; without it each head attends for itself.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        *,
-        n_heads: int,
-        head_width: int,
-        max_lag: int,
-        chain: Chain,
-        lag_steps: int,
-        every: int,
-        bidirectional: bool,
-        causal: bool,
-    ) -> None:
-        super().__init__()
-        self.n_heads, self.head_width = n_heads, head_width
-        self.chain, self.every, self.causal = chain, every, causal
-        self.query = nn.Linear(width, n_heads * head_width)
-        self.key = nn.Linear(width, n_heads * head_width)
-        # Values are the tokens as they are and as their encoder sees them.
-        self.value = nn.Linear(2 * width, width)
-        # What the other clock reads in the anchor's stream, before it is read itself.
-        self.answer = nn.Linear(width, width) if bidirectional else None
-        self.log_temperature_H = nn.Parameter(torch.full((n_heads,), START_TEMPERATURE).log())
-        # What a moment without a match looks like, and what is read there.
-        self.lost_key_D = nn.Parameter(torch.zeros(n_heads * head_width))
-        self.lost_bias = nn.Parameter(torch.zeros(()))
-        self.nothing = nn.Parameter(torch.zeros(width))
-        self.track = LagChain(2 * max_lag + 1, lag_steps)
-
-    def queries(self, asking_BTD: Tensor, present_BT: Tensor) -> Tensor:
-        """Unit vectors times the inverse temperature, zero where absent; shape (B, H, T, D)."""
-        query = F.normalize(self.query(asking_BTD).unflatten(-1, (self.n_heads, -1)).transpose(1, 2), dim=-1)
-        return query * (self.log_temperature_H.exp()[:, None, None] * present_BT[:, None, :, None])
-
-    def keys(self, asked_BWD: Tensor, present_BW: Tensor) -> Tensor:
-        """Unit vectors, zero where absent; shape (B, H, W, D)."""
-        key = F.normalize(self.key(asked_BWD).unflatten(-1, (self.n_heads, -1)).transpose(1, 2), dim=-1)
-        return key * present_BW[:, None, :, None]
-
-    def evidence(self, query_BHTD: Tensor, key_BHWD: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-likelihood of every lag, shape (B, T, L), and of no match, shape (B, T): the heads' summed."""
-        query_BTD, key_BWD = (x.transpose(1, 2).flatten(-2) for x in (query_BHTD, key_BHWD))
-        trust = self.track.trust.exp()
-        score_BTL = band_scores(query_BTD[:, None], key_BWD[:, None])[:, 0]
-        return score_BTL * trust, (query_BTD @ self.lost_key_D + self.lost_bias) * trust
-
-    def posterior(self, score_BTL: Tensor, lost_BT: Tensor, rates: ChainRates | None = None) -> Posterior:
-        """What the chain makes of the evidence, at its own rates or at others."""
-        rates, up_LG = rates or self.track.rates, self.track.up_LG
-        if self.chain == "constant":
-            return constant_posterior(score_BTL, lost_BT, rates, up_LG, causal=self.causal)
-        return lag_posterior(score_BTL, lost_BT, rates, up_LG, every=self.every, causal=self.causal)
-
-    def path(
-        self, score_BTL: Tensor, lost_BT: Tensor, posterior: Posterior, rates: ChainRates | None = None
-    ) -> Tensor:
-        """Most probable lags as indices of fine lags, shape (B, T)."""
-        if self.chain != "tracked" or self.causal:
-            return posterior.log_lag_BTG.argmax(-1)
-        block = likelihoods(score_BTL, lost_BT, self.track.up_LG, self.every)
-        n_tokens = score_BTL.shape[1]
-        return lag_path(block, rates or self.track.rates).repeat_interleave(self.every, 1)[:, :n_tokens]
-
-    def read(self, posterior: Posterior, asking_BTD: Tensor, told_BWD: Tensor, asked_BWD: Tensor) -> Tensor:
-        """The other stream through the alignment, shape (B, T, D)."""
-        lag_BTL = (posterior.lag_BTG * posterior.match_BT[..., None]) @ self.track.down_GL
-        value_BWD = self._values(lag_BTL, asking_BTD, told_BWD, asked_BWD)
-        found = band_read(lag_BTL[:, None], value_BWD[:, None])[:, 0]
-        return found + (1 - posterior.match_BT[..., None]) * self.nothing
-
-    def softmax_read(
-        self, query_BHTD: Tensor, key_BHWD: Tensor, asking_BTD: Tensor, told_BWD: Tensor, asked_BWD: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Every head attends for itself; what was read, (B, T, D), and the weights, (B, H, T, L)."""
-        weight_BHTL = (band_scores(query_BHTD, key_BHWD) + self.track.log_prior_L).softmax(-1)
-        value_BWD = self._values(weight_BHTL.mean(1), asking_BTD, told_BWD, asked_BWD)
-        value_BHWD = value_BWD.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-        return band_read(weight_BHTL, value_BHWD).transpose(1, 2).flatten(-2), weight_BHTL
-
-    def _values(self, lag_BTL: Tensor, asking_BTD: Tensor, told_BWD: Tensor, asked_BWD: Tensor) -> Tensor:
-        if self.answer is not None:
-            # The other way through the same weights: each of its moments reads the moments that may belong to it.
-            asked_BWD = asked_BWD + self.answer(band_answer(lag_BTL, asking_BTD))
-        return self.value(torch.cat([told_BWD, asked_BWD], -1))
-
-
 @dataclass
-class Reading:
+class LagReadout:
     """What one pass of the network leaves behind for losses and figures: one entry a clock but the anchor."""
 
-    beliefs: list[Posterior]  # of the window's tokens; the mean over heads where heads differ
+    beliefs: list[LagPosterior]  # of the window's tokens; the mean over heads where heads differ
     # Where a chain weighed it, evidence of the window's tokens: every lag (B, T, L), and no match (B, T).
     evidence: list[tuple[Tensor, Tensor]]
     asked: list[
@@ -234,8 +135,8 @@ class LagNetwork(nn.Module):
         values: list[Tensor],
         present: list[Tensor],
         reach: int,
-        beliefs: list[Posterior] | None = None,
-    ) -> tuple[Tensor, Reading]:
+        beliefs: list[LagPosterior] | None = None,
+    ) -> tuple[Tensor, LagReadout]:
         """Decode windows; with `beliefs`, one a clock over T and the edges, the lag is not looked for.
 
         Returns
@@ -246,7 +147,7 @@ class LagNetwork(nn.Module):
         edge, spare = EDGE_TOKENS, reach - EDGE_TOKENS
         there = _trim(present[0], spare)
         plain, asking = encode(self.encoders[0], _trim(values[0], spare), there)
-        features, reading = [plain, asking], Reading([], [], [], [])
+        features, reading = [plain, asking], LagReadout([], [], [], [])
         shown = [_trim(there, edge)]
         for c, (encoder, attention) in enumerate(zip(self.encoders[1:], self.attending, strict=True)):
             told, asked = encode(encoder, values[c + 1], present[c + 1])
@@ -257,7 +158,7 @@ class LagNetwork(nn.Module):
                 query, key = attention.queries(asking, there), attention.keys(asked, present[c + 1])
                 if self.chain == "softmax":
                     found, weight_BHTL = attention.softmax_read(query, key, asking, told, asked)
-                    belief = Posterior.of_weights(weight_BHTL.mean(1))
+                    belief = LagPosterior.of_weights(weight_BHTL.mean(1))
                 else:
                     score, lost = attention.evidence(query, key)
                     belief = attention.posterior(score, lost)
@@ -280,7 +181,7 @@ class LagNetwork(nn.Module):
         values: list[Tensor],
         present: list[Tensor],
         reach: int,
-        reading: Reading,
+        reading: LagReadout,
     ) -> Tensor:
         """Fused movement with shares of what each clock says; of a clock alone where it is all there is."""
         n_shown_BT = torch.stack(shown).sum(0)
@@ -302,7 +203,7 @@ class LagNetwork(nn.Module):
             said = torch.where((is_there_BT & (n_shown_BT == 1))[..., None], own, said)
         return said
 
-    def paths(self, reading: Reading) -> list[Tensor]:
+    def paths(self, reading: LagReadout) -> list[Tensor]:
         """Most probable sequence of lags of each clock, shape (B, T), as indices of fine lags."""
         if not reading.evidence:
             return [belief.log_lag_BTG.argmax(-1) for belief in reading.beliefs]
@@ -314,14 +215,14 @@ class LagNetwork(nn.Module):
         ]
 
 
-def on_lag(lag_BT: Tensor, max_lag: int, n_fine: int) -> Posterior:
+def on_lag(lag_BT: Tensor, max_lag: int, n_fine: int) -> LagPosterior:
     """All belief on one lag for each token, in tokens; split between the two fine lags around it."""
     place = ((lag_BT / max_lag + 1) * (n_fine - 1) / 2).clamp(0, n_fine - 1)
     below = place.floor().clamp(0, n_fine - 2).long()[..., None]
     share = place[..., None] - below
     lag_BTG = lag_BT.new_zeros(*lag_BT.shape, n_fine)
     lag_BTG.scatter_(-1, below, 1 - share).scatter_add_(-1, below + 1, share)
-    return Posterior.of_weights(lag_BTG)
+    return LagPosterior.of_weights(lag_BTG)
 
 
 def _trim(x: Tensor, n: int) -> Tensor:
@@ -454,7 +355,7 @@ class TrackedDecoder(TorchDecoder):
         some = spread_over(check, N_CALIBRATED)
         batches = [check.batch(some, rng=rng, roam=self.roam) for _ in range(CALIBRATION_DRAWS)]
         own = self._hear(batches)
-        foreign = self._hear([swap_some(b, 1.0, rng) for b in batches])
+        foreign = self._hear([mismatch_some(b, 1.0, rng) for b in batches])
         for c, attention in enumerate(self.network_.attending):
             lag_BT = torch.as_tensor(
                 np.concatenate([b.lag[..., c] for b in batches]), device=own[c].lost_BT.device
@@ -471,11 +372,11 @@ class TrackedDecoder(TorchDecoder):
                 )
 
     @torch.no_grad()
-    def _hear(self, batches: list[Batch]) -> list[Heard]:
+    def _hear(self, batches: list[Batch]) -> list[LagLogLik]:
         """Evidence on the lag of each clock but the anchor."""
         heard = [self.network_(*self._inputs(b))[1].evidence for b in batches]
         return [
-            Heard(*(torch.cat([h[c][k] for h in heard]) for k in (0, 1)))
+            LagLogLik(*(torch.cat([h[c][k] for h in heard]) for k in (0, 1)))
             for c in range(len(self.clocks_) - 1)
         ]
 
@@ -484,10 +385,10 @@ class TrackedDecoder(TorchDecoder):
         # Without a chain, or told the lag, it has no notion of streams that do not match.
         if self.chain not in ("tracked", "constant"):
             return batch
-        return swap_some(batch, self.foreign, rng)
+        return mismatch_some(batch, self.foreign, rng)
 
     @torch.no_grad()
-    def decode_through(self, X: Windows) -> Decoded:
+    def decode_session(self, X: Windows) -> Prediction:
         """Movement of some windows of one recording, the lag tracked through all of it.
 
         The chain is not restarted at the edge of a window: every window is decoded with what all of them say about
@@ -498,7 +399,7 @@ class TrackedDecoder(TorchDecoder):
             return self.decode(X)
         self._check_like_training(X)
         self.network_.eval()
-        tracks = track_through(self.network_, X, self._inputs, every=self.track_every)
+        tracks = track_lags(self.network_, X, self._inputs, every=self.track_every)
         said = self._decode(X, lambda part: ([t.belief(part) for t in tracks],))
         by_clock = dict(zip(self.clocks_[1:], tracks, strict=True))
         return replace(
@@ -507,11 +408,11 @@ class TrackedDecoder(TorchDecoder):
             rates={c: self._in_seconds(t.rates) for c, t in by_clock.items()},
         )
 
-    def _in_seconds(self, rates: ChainRates) -> LagRates:
+    def _in_seconds(self, rates: HMMRates) -> LagRates:
         block_s, fine_s = self.track_every * self.token_s_, self.token_s_ / self.lag_steps
         return LagRates(float(rates.drift) * fine_s / block_s**0.5, float(rates.jump) / block_s)
 
-    def _more_loss(self, reading: Reading, batch: Batch) -> Tensor | float:
+    def _more_loss(self, reading: LagReadout, batch: Batch) -> Tensor | float:
         loss = self.align_weight * alignment_losses(reading.beliefs, batch, self.max_lag_)
         for c, (query, key) in enumerate(reading.asked):
             own = (

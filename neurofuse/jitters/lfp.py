@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from scipy.interpolate import make_interp_spline
 from scipy.signal import bessel, bilinear_zpk, sosfilt, sosfilt_zi, zpk2sos
 
-from neurofuse.jitters.contract import Done, Jitter, Moved, pick
+from neurofuse.jitters.jitter import Done, Jitter, Moved, pick
 from neurofuse.recording import FloatArray, NeurofuseError, Recording, Signal, Spikes, Stream
 
 

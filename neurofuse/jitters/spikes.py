@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from neurofuse.jitters.contract import Done, Jitter, Moved, pick
+from neurofuse.jitters.jitter import Done, Jitter, Moved, pick
 from neurofuse.recording import (
     GAP_SAMPLES,
     FloatArray,

@@ -1,0 +1,1 @@
+"""Networks: encoders of token streams, the training loop, devices."""

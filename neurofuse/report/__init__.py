@@ -1,0 +1,1 @@
+"""Reports: tables in; figures, HTML pages and folders of files out."""

@@ -1,0 +1,285 @@
+"""What the members of the family are built for, each on data in which the answer was planted."""
+
+import numpy as np
+import pytest
+import torch
+
+from neurofuse.decoders.classical import StateSpace
+from neurofuse.decoders.registry import make_decoder
+from neurofuse.jitters.lag_laws import WindowLag
+from neurofuse.recording import Movement, NeurofuseError, Recording, Signal
+from neurofuse.tokens import tokenize
+from neurofuse.windows import split
+
+STEP_S = 0.05
+EARLY = ["early", "early-mlp", "early-attention", "gru"]
+
+
+def recording_of(movement, **streams):
+    """Rows of samples on one grid, each stream on the clock of its name, the first being the reference."""
+    time_s = np.arange(len(movement)) * STEP_S
+    signals = tuple(
+        Signal.from_array(values, clock=name, name=name, time_s=time_s, kind="power")
+        for name, values in streams.items()
+    )
+    return Recording("planted", next(iter(streams)), signals, Movement.from_array(movement, time_s=time_s))
+
+
+def cut(recording, *, jitter=None, max_lag_s=0.5, seed=0):
+    return split(
+        tokenize(recording), window_s=3.0, max_lag_s=max_lag_s, jitter=jitter, rng=np.random.default_rng(seed)
+    )
+
+
+def smooth(rng, n, n_columns):
+    x = rng.standard_normal((n + 4, n_columns))
+    return (x[:-4] + x[1:-3] + x[2:-2] + x[3:-1] + x[4:]) / np.sqrt(5)
+
+
+@pytest.fixture(scope="module")
+def two():
+    """Movement of two axes, seen with much noise on clock `a` and little on clock `b`."""
+    rng = np.random.default_rng(0)
+    n = 1600
+    movement = smooth(rng, n, 2)
+    views = {
+        name: movement @ rng.standard_normal((2, 6)) + noise * rng.standard_normal((n, 6))
+        for name, noise in (("a", 3.0), ("b", 0.5))
+    }
+    return recording_of(movement, **views)
+
+
+def gradients(decoder, windows, step):
+    """How the movement decoded at one step of a window hangs on every token of each clock, shape (W,) each."""
+    values, present, reach = decoder._inputs(windows.batch(slice(0, 1)))
+    for x in values:
+        x.requires_grad_(True)
+    movement, _ = decoder.network_(values, present, reach)
+    return [g.abs().sum((0, 2)).numpy() for g in torch.autograd.grad(movement[0, step].sum(), values)], reach
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", EARLY)
+def test_early_fusion_covers_the_lags_that_are_searched_and_no_future(name, causal, two):
+    parts = cut(two, max_lag_s=1.0)
+    decoder = make_decoder(name, causal=causal, n_steps=2, check_every=2).fit(parts.train)
+    step, max_lag = 30, parts.train.max_lag
+    (anchor, other), reach = gradients(decoder, parts.test, step)
+    now = reach + step
+    assert (other[now - max_lag : now + max_lag + 1] > 0).all()
+    if causal:
+        assert anchor[now] > 0
+        assert (anchor[now + 1 :] == 0).all()
+        assert (other[now + max_lag + 1 :] == 0).all()
+    else:
+        assert (anchor[now - 10 : now + 11] > 0).all()
+
+
+def test_a_flattened_window_that_is_too_wide_is_pooled_evenly(monkeypatch, two):
+    from neurofuse.decoders import early
+
+    monkeypatch.setattr(early, "MOST_INPUTS", 100)
+    parts = cut(two, max_lag_s=1.0)
+    decoder = make_decoder("early-mlp", n_steps=2, check_every=2).fit(parts.train)
+    enter = decoder.network_.enter
+    assert enter.kernel_size[0] * enter.in_channels < 1.5 * 100
+    (_, other), reach = gradients(decoder, parts.test, 30)
+    seen = np.flatnonzero(other) - reach - 30
+    # Every lag that is searched is read, and groups of tokens count alike.
+    assert seen.min() <= -20
+    assert seen.max() >= 20
+    groups = other[np.flatnonzero(other)].reshape(-1, decoder.network_.pool)
+    np.testing.assert_allclose(groups, groups[:, :1].repeat(groups.shape[1], 1), rtol=1e-4)
+
+
+def test_heads_that_do_not_fit_the_width_are_refused(two):
+    parts = cut(two)
+    with pytest.raises(NeurofuseError, match=r"width of 12 does not split into 4 heads .* that 8 divides"):
+        make_decoder("early-attention", width=12).fit(parts.train)
+
+
+def test_one_stream_alone_reads_nothing_of_the_other(two):
+    parts = cut(two)
+    for name, silent in (("spikes", 1), ("lfp", 0)):
+        decoder = make_decoder(name, n_steps=2, check_every=2).fit(parts.train)
+        values, present, reach = decoder._inputs(parts.test.batch(slice(0, 2)))
+        was, _ = decoder.network_(values, present, reach)
+        values[silent] = values[silent] + 10
+        now, _ = decoder.network_(values, present, reach)
+        assert torch.equal(was, now)
+        values[1 - silent] = values[1 - silent] + 10
+        assert not torch.equal(was, decoder.network_(values, present, reach)[0])
+
+
+def test_late_fusion_by_variance_trusts_the_better_stream(two):
+    parts = cut(two)
+    small = {"width": 16, "n_steps": 150, "learning_rate": 5e-3}
+    mean, weighted = (
+        make_decoder(name, **small).fit(parts.train, validation=parts.validation)
+        for name in ("late", "late-variance")
+    )
+    np.testing.assert_allclose(mean.weights_, 0.5)
+    np.testing.assert_allclose(weighted.weights_.sum(0), 1, rtol=1e-6)
+    error = [(m.predict(parts.validation) - parts.validation.movement) for m in weighted.members_]
+    variance = np.stack([e.reshape(-1, 2).var(0) for e in error])
+    np.testing.assert_allclose(
+        weighted.weights_[1] / weighted.weights_[0], variance[0] / variance[1], rtol=1e-4
+    )
+    assert (weighted.weights_[1] > 0.6).all()
+    assert weighted.score(parts.test) > mean.score(parts.test)
+    # What is averaged are the decodes of single clocks.
+    own = [m.predict(parts.test) for m in mean.members_]
+    np.testing.assert_allclose(mean.predict(parts.test), (own[0] + own[1]) / 2, atol=1e-6)
+
+
+def test_a_cascade_undoes_a_static_nonlinearity_that_ridge_cannot():
+    rng = np.random.default_rng(1)
+    drive = smooth(rng, 1600, 2)
+    view = drive @ rng.standard_normal((2, 6)) + 0.1 * rng.standard_normal((1600, 6))
+    parts = cut(recording_of(np.stack([drive[:, 0] ** 3, drive[:, 1]], 1), a=view))
+    ridge, cascade = (
+        make_decoder(n, context_s=0.0).fit(parts.train, validation=parts.validation)
+        for n in ("ridge", "wiener-cascade")
+    )
+    assert ridge.score(parts.test) < 0.85
+    assert cascade.score(parts.test) > 0.95
+    assert cascade.degree_[0] >= 3
+    # Far outside of what it was fitted on, the polynomial is held.
+    far = cascade._read(1e3 * np.ones((1, cascade.ridge_.weights.shape[1])))
+    assert np.abs(far).max() < 50
+
+
+def textbook(space, seen, *, smooth):
+    """Kalman filter and Rauch-Tung-Striebel smoother of one sequence, gain by gain."""
+    mean, cov = np.zeros(len(space.move)), space.start
+    filtered, predicted = [], []
+    for t, y in enumerate(seen):
+        if t:
+            mean, cov = space.move @ mean, space.move @ cov @ space.move.T + space.move_noise
+        predicted.append((mean, cov))
+        innovation = space.observe @ cov @ space.observe.T + space.observe_noise
+        gain = cov @ space.observe.T @ np.linalg.inv(innovation)
+        mean, cov = mean + gain @ (y - space.observe @ mean), cov - gain @ space.observe @ cov
+        filtered.append((mean, cov))
+    out = [filtered[-1][0]]
+    for t in reversed(range(len(seen) - 1)):
+        back = filtered[t][1] @ space.move.T @ np.linalg.inv(predicted[t + 1][1])
+        out.append(filtered[t][0] + back @ (out[-1] - predicted[t + 1][0]))
+    return np.array(out[::-1] if smooth else [m for m, _ in filtered])
+
+
+def planted_space():
+    """Two axes, each pulled back to zero with inertia, seen through eight noisy channels."""
+    move = np.kron([[1.0, 0.2], [-0.2, 0.85]], np.eye(2))
+    rng = np.random.default_rng(2)
+    noise = np.diag([0.0, 0.0, 0.05, 0.05]) + 1e-6 * np.eye(4)
+    start = noise
+    for _ in range(400):
+        start = move @ start @ move.T + noise
+    observe = np.concatenate([rng.standard_normal((8, 2)), np.zeros((8, 2))], axis=1)
+    return StateSpace(move, noise, observe, 4.0 * np.eye(8), start)
+
+
+def simulated(space, n, rng):
+    state = np.zeros((n, 4))
+    state[0] = rng.multivariate_normal(np.zeros(4), space.start)
+    push = rng.multivariate_normal(np.zeros(4), space.move_noise, size=n)
+    for t in range(1, n):
+        state[t] = space.move @ state[t - 1] + push[t]
+    return state, state @ space.observe.T + 2.0 * rng.standard_normal((n, 8))
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_many_sequences_at_once_are_filtered_as_one_by_one(smooth):
+    space, rng = planted_space(), np.random.default_rng(3)
+    seen = np.stack([simulated(space, 40, rng)[1] for _ in range(3)])
+    there = np.ones(seen.shape, dtype=bool)
+    said = space.states(seen, there, smooth=smooth)
+    for k in range(3):
+        np.testing.assert_allclose(said[k], textbook(space, seen[k], smooth=smooth), atol=1e-6)
+    # What was not observed may hold anything; noise without bound is the same as not observing.
+    there[1, 10:20, :4] = False
+    there[2, 5:9] = False
+    spoiled = np.where(there, seen, 1e3)
+    np.testing.assert_allclose(
+        space.states(spoiled, there, smooth=smooth), space.states(seen, there, smooth=smooth), atol=1e-9
+    )
+    never = space.states(seen, np.zeros_like(there), smooth=smooth)
+    np.testing.assert_array_equal(never, 0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_kalman_decodes_about_as_well_as_the_system_that_made_the_data(causal):
+    space = planted_space()
+    state, seen = simulated(space, 4000, np.random.default_rng(4))
+    parts = cut(recording_of(state[:, :2], a=seen))
+    decoder = make_decoder("kalman", context_s=0.0, causal=causal)
+    decoder.fit(parts.train, validation=parts.validation)
+    best = textbook(space, seen, smooth=not causal)[:, :2]
+    token = parts.test.first[:, None] + np.arange(parts.test.n_steps)
+    true = parts.test.movement
+    np.testing.assert_allclose(true, state[token, :2], atol=1e-5)
+    ceiling = 1 - np.mean((best[token] - true) ** 2) / np.var(true)
+    blind = make_decoder("ridge", context_s=0.0).fit(parts.train, validation=parts.validation)
+    assert blind.score(parts.test) < ceiling - 0.1
+    assert ceiling - 0.03 < decoder.score(parts.test) < ceiling + 0.01
+
+
+@pytest.fixture(scope="module")
+def lagging():
+    """The same movement on both clocks, one of which lags by as much as 0.5 s in each window."""
+    rng = np.random.default_rng(5)
+    movement = smooth(rng, 2400, 2)
+    views = {
+        name: movement @ rng.standard_normal((2, 6)) + noise * rng.standard_normal((2400, 6))
+        for name, noise in (("a", 2.0), ("b", 0.3))
+    }
+    return cut(recording_of(movement, **views), jitter=WindowLag(0.2))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", ["align-ridge", "align-early"])
+def test_the_lag_of_each_window_is_found_from_decodes(name, causal, lagging):
+    decoder = make_decoder(name, causal=causal)
+    if name == "align-early":
+        decoder.set_params(n_steps=5, check_every=5)
+    said = decoder.fit(lagging.train, validation=lagging.validation).decode(lagging.test)
+    error_s = np.abs(said.lag_s[said.path["b"]] - lagging.test.lag_s[..., 0])
+    # From the past alone, the first second of a window tells little.
+    assert (error_s[:, 20 if causal else 0 :] <= 0.0501).mean() > 0.95
+
+
+def test_decodes_that_share_no_movement_cannot_be_aligned_and_the_posterior_says_so():
+    rng = np.random.default_rng(7)
+    movement = smooth(rng, 2400, 2)
+    views = {n: movement[:, k : k + 1] + 0.1 * rng.standard_normal((2400, 6)) for k, n in enumerate("ab")}
+    parts = cut(recording_of(movement, **views), jitter=WindowLag(0.2))
+    said = make_decoder("align-ridge").fit(parts.train, validation=parts.validation).decode(parts.test)
+    posterior = said.posterior["b"]
+    entropy = -(posterior * np.log(np.maximum(posterior, 1e-30))).sum(-1)
+    assert entropy.mean() > 0.7 * np.log(said.lag_s.size)
+
+
+def test_aligning_reads_the_other_clock_where_ridge_blurs_it(lagging):
+    parts = lagging
+    r2 = {
+        name: make_decoder(name).fit(parts.train, validation=parts.validation).score(parts.test)
+        for name in ("ridge", "align-ridge")
+    }
+    assert r2["align-ridge"] > r2["ridge"] + 0.15
+    assert r2["align-ridge"] > 0.85
+
+
+def test_the_posterior_of_a_correlation_is_as_wide_as_its_errors():
+    """Noisy streams: the lag of the highest correlation is often wrong, and the posterior knows how often."""
+    rng = np.random.default_rng(6)
+    movement = smooth(rng, 8000, 2)
+    views = {n: movement @ rng.standard_normal((2, 3)) + 3.5 * rng.standard_normal((8000, 3)) for n in "ab"}
+    parts = cut(recording_of(movement, **views), jitter=WindowLag(0.25))
+    decoder = make_decoder("align-ridge").fit(parts.train, validation=parts.validation)
+    said = decoder.decode(parts.test)
+    true = np.rint(parts.test.lag_s[:, 0, 0] / STEP_S).astype(int) + parts.test.max_lag
+    right = said.path["b"][:, 0] == true
+    sure = said.posterior["b"][:, 0].max(-1)
+    assert 0.1 < right.mean() < 0.95
+    assert sure.mean() == pytest.approx(right.mean(), abs=0.15)
