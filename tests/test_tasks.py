@@ -208,7 +208,7 @@ def test_killed_workers_leave_no_semaphores(tmp_path):
 
 
 def test_a_scheduler_that_does_not_answer_is_refused(tmp_path):
-    with pytest.raises(NeurofuseError, match=r"no Dask scheduler answers at 'nowhere'.*tcp://HOST:8786"):
+    with pytest.raises(NeurofuseError, match=r"there is no Dask scheduler at 'nowhere'.*tcp://HOST:8786"):
         run_tasks(draw, tasks(1), folder=tmp_path, context={"seed": 1}, scheduler="nowhere")
     with pytest.raises(NeurofuseError, match="zero or more, got -1"):
         run_tasks(draw, tasks(1), folder=tmp_path, context={"seed": 1}, jobs=-1)
