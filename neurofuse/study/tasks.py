@@ -128,7 +128,8 @@ def run_tasks(
     A process has one task at a time, so a worker that dies affects that task alone: it is repeated up to two more
     times, after all others, and then quarantined. Dask counts deaths itself
     (`distributed.scheduler.allowed-failures`), of all tasks that a worker had; those it gives up are repeated one by
-    one.
+    one. A Dask cluster that starts its own workers, such as a LocalCluster, closes one for good that is still being
+    restarted some seconds after it died (`distributed.deploy.lost-worker-timeout`); `cluster.adapt` replaces it.
     """
     if jobs < 0:
         raise NeurofuseError(f"jobs must be zero or more, got {jobs}.")
@@ -467,7 +468,9 @@ class _Cluster:
         self.owned = not isinstance(scheduler, Client)
         try:
             # Not the default client: other Dask code of this process must not find it.
-            self.client: Any = Client(scheduler, timeout=10, set_as_default=False) if self.owned else scheduler
+            self.client: Any = scheduler
+            if self.owned:
+                self.client = Client(scheduler, timeout=10, set_as_default=False)
             self.address = self.client.scheduler.address
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise NeurofuseError(
