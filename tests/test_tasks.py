@@ -176,7 +176,7 @@ def test_a_study_killed_in_the_middle_continues_to_the_same_files(tmp_path):
     assert {f.name for f in marks.iterdir()} == begun
     there = {f.name for f in out.glob("task*.json")}
     assert 4 <= len(there) < 20
-    assert len(begun) - len(there) <= 2, "more than the running tasks were lost"
+    assert len(begun) - len(there) <= 2, "more than the running tasks were interrupted"
     context = {"seed": 1, "marks": str(marks)}
     run_tasks(draw, tasks(20), folder=out, context=context, jobs=1)
     run_tasks(draw, tasks(20), folder=tmp_path / "undisturbed", context={"seed": 1}, jobs=0)
@@ -243,7 +243,7 @@ def test_a_dask_worker_that_dies_is_replaced_and_the_task_that_kills_it_is_quara
     assert {k for k, r in records.items() if r.status == "ok"} == {"task0", "task1", "task3"}
 
 
-# A cluster that is lost
+# A cluster that fails
 
 
 @contextmanager
@@ -338,7 +338,7 @@ def test_a_scheduler_that_is_closed_ends_in_an_error(tmp_path):
     out = tmp_path / "out"
     with local_cluster(n_workers=1, processes=False) as cluster:
         thread = after_first_result(out, cluster.close)
-        with pytest.raises(NeurofuseError, match=r"has closed the connection .*--resume"):
+        with pytest.raises(NeurofuseError, match=r"has dropped the tasks .*lost the connection.*--resume"):
             run_tasks(draw, tasks(40), folder=out, context=context, scheduler=cluster.scheduler_address)
         thread.join(60)
     assert_finished_results_are_kept(out, 40, tmp_path)

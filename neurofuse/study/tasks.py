@@ -121,7 +121,7 @@ def run_tasks(
     Raises
     ------
     NeurofuseError
-        If there is no such cluster, it is lost, workers cannot start, or an extension cannot be sent to them.
+        If there is no such cluster, it fails, workers cannot start, or an extension cannot be sent to them.
 
     Notes
     -----
@@ -479,9 +479,9 @@ class _Cluster:
         self.folder, self.no_workers_s = folder, no_workers_s
         self.futures: dict[Any, Task] = {}
         self.next_check = 0.0
-        self.lost_since: float | None = None
+        self.absent_since: float | None = None
 
-    def lost(self, reason: object) -> NeurofuseError:
+    def failure(self, reason: object) -> NeurofuseError:
         """The error that ends a run."""
         return NeurofuseError(
             f"the cluster at '{self.address}' {reason}; finished cells are kept in '{self.folder}', and --resume "
@@ -495,15 +495,15 @@ class _Cluster:
                 warnings.filterwarnings("ignore", message="Sending large graph")
                 return self.client.submit(function, *arguments, pure=False)
         except Exception as error:
-            raise self.lost(f"accepts no tasks ({_one_line(error)})") from None
+            raise self.failure(f"accepts no tasks ({_one_line(error)})") from None
 
     def run(
         self, work: Work, tasks: Sequence[Task], shared: _Shared
     ) -> Generator[tuple[Task, Record | None]]:
         """Run tasks; yields each as it ends, without a record if Dask gave it up because workers died."""
         # The result of a task, not scattered: what is scattered is lost with the workers that hold it.
-        future = self.submit(_same, shared)
-        self.futures |= {self.submit(_attempt_on_dask, work, future, t.coordinates): t for t in tasks}
+        sent = self.submit(_same, shared)
+        self.futures |= {self.submit(_attempt_on_dask, work, sent, t.coordinates): t for t in tasks}
         while self.futures:
             done = [future for future in self.futures if future.done()]
             for future in done:
@@ -535,11 +535,11 @@ class _Cluster:
                 return None
             raise
         except CancelledError as error:
-            # Nobody else knows these futures, so a cancelled one means that scheduler or connection are gone.
-            raise self.lost(f"has closed the connection ({_one_line(error)})") from None
+            # Only this client has these futures: the connection was closed, or the scheduler has restarted.
+            raise self.failure(f"has dropped the tasks ({_one_line(error)})") from None
         except Exception as error:
             reason = _one_line(f"{type(error).__name__}: {error}")
-            raise self.lost(
+            raise self.failure(
                 f"cannot run the tasks ({reason}): its workers need the packages of this one"
             ) from None
 
@@ -562,11 +562,11 @@ class _Cluster:
         now = time.monotonic()
         self.next_check = now + min(self.no_workers_s / 4, 5.0)
         if workers:
-            self.lost_since = None
-        elif self.lost_since is None:
-            self.lost_since = start
-        elif now - self.lost_since >= self.no_workers_s:
-            raise self.lost(f"{state} for {self.no_workers_s:g} s")
+            self.absent_since = None
+        elif self.absent_since is None:
+            self.absent_since = start
+        elif now - self.absent_since >= self.no_workers_s:
+            raise self.failure(f"{state} for {self.no_workers_s:g} s")
 
     def close(self) -> None:
         """Give up the tasks that are left; neither step waits for the cluster without a deadline."""
@@ -590,6 +590,6 @@ def _on_dask(
                 yield task, record
         for task in repeated:
             for _, record in cluster.run(work, [task], shared):
-                yield task, record or Record("quarantined", "workers died of it while it ran alone")
+                yield task, record or Record("quarantined", "its workers died while it ran alone")
     finally:
         cluster.close()
