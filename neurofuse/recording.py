@@ -18,6 +18,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from neurofuse.errors import RecordingError
 from neurofuse.html import card, coverage
 
 FloatArray = NDArray[np.float64]
@@ -26,14 +27,6 @@ SignalKind = Literal["lfp", "counts", "power"]
 
 # A pause longer than this many sample intervals is a gap in the recording, not timing noise.
 GAP_SAMPLES = 1.5
-
-
-class NeurofuseError(ValueError):
-    """What a user gave cannot be used; the message says what is wrong, what was given, what would be right."""
-
-
-class RecordingError(NeurofuseError):
-    """A recording, or a part of one, that does not hold together."""
 
 
 def as_seconds(times: ArrayLike, *, what: str) -> FloatArray:
