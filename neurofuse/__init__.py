@@ -1,7 +1,7 @@
 """Decode movement from spikes and LFP whose clocks do not agree.
 
-The public names stand in the stub `__init__.pyi` beside this file, which type checkers read; each is loaded on first use,
-so `import neurofuse` costs nothing.
+The public names stand in the stub `__init__.pyi` beside this file, which type checkers read; each is loaded on first
+use, so that importing the package costs nothing.
 """
 
 from __future__ import annotations

@@ -77,6 +77,7 @@ from neurofuse.report.figures import plot_window_attention as plot_window_attent
 from neurofuse.report.save import save_result as save_result
 from neurofuse.report.study_table import open_study as open_study
 from neurofuse.report.viewer import explore as explore
+from neurofuse.simulation import DOMINANCE as DOMINANCE
 from neurofuse.simulation import SimulationConfig as SimulationConfig
 from neurofuse.simulation import demo_law as demo_law
 from neurofuse.simulation import simulate as simulate
