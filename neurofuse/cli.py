@@ -665,12 +665,12 @@ def _name_of(paths: tuple[str, ...], source: Source) -> str:
 def _check_settings(config: Any, threads: int) -> None:
     """Refuse settings that no recording could satisfy, before anything is read."""
     from neurofuse.decode import WINDOW_S
-    from neurofuse.decoders.registry import parameters_of
+    from neurofuse.decoders.registry import options_of
     from neurofuse.jitters.lag_laws import parse_law
     from neurofuse.nets.device import check_device
     from neurofuse.recording import NeurofuseError
 
-    parameters_of(config.decoder)
+    options_of(config.decoder)
     if config.jitter:
         parse_law(config.jitter)
     positive = {

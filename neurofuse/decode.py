@@ -17,7 +17,7 @@ import pandas as pd
 import xarray as xr
 
 from neurofuse.decoders.base import Decoder, Prediction
-from neurofuse.decoders.registry import make_decoder, parameters_of
+from neurofuse.decoders.registry import make_decoder, options_of
 from neurofuse.features import FeatureConfig, channel_quality, drop_bad, lfp_features, resample
 from neurofuse.html import card
 from neurofuse.jitters.lag_laws import LagLaw, LagTruth, NoLag, WindowLag, move_clock, parse_law
@@ -354,8 +354,8 @@ def alignment_table(
         token, posterior, window = stitch(windows.first, said.posterior[clock])
         found: dict[str, np.ndarray] = dict(posterior_summary(posterior, said.lag_s))
         found["posterior"] = posterior.astype(np.float32)
-        if clock in said.match:
-            found["match"] = stitch(windows.first, said.match[clock])[1].astype(np.float32)
+        if clock in said.p_matched:
+            found["match"] = stitch(windows.first, said.p_matched[clock])[1].astype(np.float32)
         # Of overlapping windows the path is taken from the one that has the moment nearest its middle.
         step = token - windows.first[window]
         found["lag_path_s"] = said.lag_s[said.path[clock][window, step]]
@@ -593,7 +593,7 @@ def _build(config: DecodeConfig, progress: bool) -> Decoder:
         "progress": progress,
         "n_steps": config.n_steps,
     }
-    known = parameters_of(config.decoder)
+    known = options_of(config.decoder)
     return make_decoder(config.decoder, **{k: v for k, v in wanted.items() if k in known and v is not None})
 
 

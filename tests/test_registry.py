@@ -51,7 +51,7 @@ def two():
 
 def gradients(decoder, windows, step):
     """How the movement decoded at one step of a window hangs on every token of each clock, shape (W,) each."""
-    values, present, reach = decoder._inputs(windows.batch(slice(0, 1)))
+    values, present, reach = decoder.network_inputs(windows.batch(slice(0, 1)))
     for x in values:
         x.requires_grad_(True)
     movement, _ = decoder.network_(values, present, reach)
@@ -102,7 +102,7 @@ def test_one_stream_alone_reads_nothing_of_the_other(two):
     parts = cut(two)
     for name, silent in (("spikes", 1), ("lfp", 0)):
         decoder = make_decoder(name, n_steps=2, check_every=2).fit(parts.train)
-        values, present, reach = decoder._inputs(parts.test.batch(slice(0, 2)))
+        values, present, reach = decoder.network_inputs(parts.test.batch(slice(0, 2)))
         was, _ = decoder.network_(values, present, reach)
         values[silent] = values[silent] + 10
         now, _ = decoder.network_(values, present, reach)

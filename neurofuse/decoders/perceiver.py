@@ -288,11 +288,11 @@ class PerceiverDecoder(TorchDecoder):
         """Movement of some windows."""
         return super().decode(EventWindows.of(X))
 
-    def _learn_scales(self, X: Windows, target: np.ndarray) -> None:
-        super()._learn_scales(X, target)
+    def learn_scales(self, X: Windows, target: np.ndarray) -> None:
+        super().learn_scales(X, target)
         self.counted_ = [c.counted for c in X.tokens.clocks]
 
-    def _inputs(self, batch: Batch) -> Any:
+    def network_inputs(self, batch: Batch) -> Any:
         """The non-zero counts of a batch as events, and its LFP features as tokens."""
         n_tokens = batch.movement.shape[1]
         per = batch.values[0].shape[1] // (n_tokens + 2 * batch.reach)
@@ -348,7 +348,7 @@ class PerceiverDecoder(TorchDecoder):
         )
         return events, n_tokens
 
-    def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> PerceiverNetwork:
+    def build_network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> PerceiverNetwork:
         if self.head_width % 2 or self.latent_every < 1 or self.n_latents < 1:
             raise NeurofuseError(
                 "head_width must be even, latent_every and n_latents one or more; got "
@@ -370,12 +370,12 @@ class PerceiverDecoder(TorchDecoder):
         network.start(torch.Generator().manual_seed(self.seed))
         return network
 
-    def _state(self) -> dict[str, np.ndarray]:
-        return super()._state() | {f"counted{k}": c for k, c in enumerate(self.counted_)}
+    def state(self) -> dict[str, np.ndarray]:
+        return super().state() | {f"counted{k}": c for k, c in enumerate(self.counted_)}
 
-    def _restore(self, state: dict[str, np.ndarray]) -> None:
+    def restore(self, state: dict[str, np.ndarray]) -> None:
         self.counted_ = [state[f"counted{k}"] for k in range(len(self.clocks_))]
-        super()._restore({k: v for k, v in state.items() if not k.startswith("counted")})
+        super().restore({k: v for k, v in state.items() if not k.startswith("counted")})
 
 
 def _padded(event: np.ndarray, n_windows: int) -> np.ndarray:

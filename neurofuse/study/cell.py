@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits
 from neurofuse.attention_maps import attention_scores
 from neurofuse.decode import alignment_table, check_channels, decodable, prediction_table
 from neurofuse.decoders.base import Decoder
-from neurofuse.decoders.registry import make_decoder, parameters_of
+from neurofuse.decoders.registry import make_decoder, options_of
 from neurofuse.features import FeatureConfig, drop_bad, lfp_features
 from neurofuse.jitters.jitter import Jitter
 from neurofuse.jitters.kinds import parse_jitter
@@ -105,7 +105,7 @@ def check_config(config: StudyConfig) -> None:
         if twice:
             raise NeurofuseError(f"{what} '{twice[0]}' is named twice; name each once.")
     for name in config.models:
-        parameters_of(name)
+        options_of(name)
     for protocol in config.protocols:
         if protocol not in PROTOCOLS:
             raise NeurofuseError(f"there is no protocol '{protocol}'; choose from {', '.join(PROTOCOLS)}.")
@@ -317,7 +317,7 @@ def build(model: str, config: StudyConfig, seed: int) -> Decoder:
         "device": config.device,
         "n_steps": config.n_steps,
     }
-    known = parameters_of(model)
+    known = options_of(model)
     return make_decoder(model, **{k: v for k, v in wanted.items() if k in known and v is not None})
 
 
