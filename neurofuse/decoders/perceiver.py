@@ -223,16 +223,9 @@ class EventWindows(Windows):
         """The same windows."""
         return cls(**{f.name: getattr(windows, f.name) for f in fields(windows)})
 
-    def batch(
-        self,
-        rows: np.ndarray | slice,
-        *,
-        rng: np.random.Generator | None = None,
-        roam: float = 0.0,
-        fine: bool = True,
-    ) -> Batch:
+    def batch(self, rows: np.ndarray | slice, **how: Any) -> Batch:
         """Gather some windows; see `Windows.batch`."""
-        return super().batch(rows, rng=rng, roam=roam, fine=fine)
+        return super().batch(rows, **({"fine": True} | how))
 
 
 class PerceiverDecoder(TorchDecoder):
@@ -280,13 +273,16 @@ class PerceiverDecoder(TorchDecoder):
         self, X: Windows, y: np.ndarray | None = None, *, validation: Windows | None = None
     ) -> PerceiverDecoder:
         """Train on windows in time order; see `TorchDecoder.fit`."""
-        held = None if validation is None else EventWindows.of(validation)
-        super().fit(EventWindows.of(X), y, validation=held)
+        target = self.target_of(X, y)
+        if validation is not None:
+            validation = EventWindows.of(validation)
+        super().fit(EventWindows.of(X), target, validation=validation)
         return self
 
     def decode(self, X: Windows) -> Prediction:
         """Movement of some windows."""
-        return super().decode(EventWindows.of(X))
+        self.check_windows(X)
+        return self.decode_with(EventWindows.of(X))
 
     def learn_scales(self, X: Windows, target: np.ndarray) -> None:
         super().learn_scales(X, target)
