@@ -193,8 +193,8 @@ def measure(decoder: Any, test: Windows) -> dict[str, float]:
             "coverage_90": float(scores["lag_coverage_90"] or np.nan),
             "lag_std_s": float(found["lag_std_s"].mean()),
         }
-        if clock in said.match:
-            out["match"] = float(said.match[clock].mean())
+        if clock in said.p_matched:
+            out["match"] = float(said.p_matched[clock].mean())
     return out
 
 

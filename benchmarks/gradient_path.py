@@ -105,7 +105,7 @@ class ArrangedDecoder(TorchDecoder):
         self.depth = depth
         self.remember = remember
 
-    def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> nn.Module:
+    def build_network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> nn.Module:
         shared: dict[str, Any] = {"width": self.width, "kernel": KERNEL, "dilations": (), "causal": False}
         shared["dropout"] = self.dropout
         if self.fusion == "cross":

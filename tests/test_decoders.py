@@ -294,7 +294,7 @@ def test_a_lag_is_tracked_through_a_recording_and_across_its_gaps(parts, causal,
         heard = []
         for lo, hi in ((covered[0], covered[hole] + 1), (covered[hole + 1], covered[-1] + 1)):
             one = X.recut(np.array([lo]), int(hi - lo))
-            heard.append(network(*decoder._inputs(one.batch(slice(None))))[1].evidence[0])
+            heard.append(network(*decoder.network_inputs(one.batch(slice(None))))[1].evidence[0])
         silent = (covered[hole + 1] - covered[hole] - 1) // 4 * 4 + (-(covered[hole] + 1 - covered[0])) % 4
         score, lost = (
             torch.cat([heard[0][k], torch.zeros(1, int(silent), *heard[0][k].shape[2:]), heard[1][k]], 1)
@@ -315,7 +315,7 @@ def test_a_lag_is_tracked_through_a_recording_and_across_its_gaps(parts, causal,
     kept = np.r_[0 : hole + 1, hole + 1 + silent : score.shape[1]]
     place = np.searchsorted(covered, X.first[:, None] + np.arange(X.n_steps))
     np.testing.assert_allclose(said.posterior["b"], wanted.lag_BTG[0, kept][place].numpy(), atol=1e-4)
-    np.testing.assert_allclose(said.match["b"], wanted.match_BT[0, kept][place].numpy(), atol=1e-4)
+    np.testing.assert_allclose(said.p_matched["b"], wanted.match_BT[0, kept][place].numpy(), atol=1e-4)
     assert said.path["b"].shape == X.shape
     # Windows with a lag each have nothing to say to one another.
     own = cut(two_systems(), jitter=WindowLag(0.2)).test
@@ -396,7 +396,7 @@ def test_a_folder_that_is_not_a_checkpoint_is_refused_and_left_alone(parts, tmp_
 def test_unknown_decoders_and_parameters_are_named():
     with pytest.raises(NeurofuseError, match="no decoder 'best'; choose one of tracked, constant"):
         make_decoder("best")
-    with pytest.raises(NeurofuseError, match="has no parameter 'n_layers'"):
+    with pytest.raises(NeurofuseError, match="has no option 'n_layers'"):
         make_decoder("tracked", n_layers=3)
 
 

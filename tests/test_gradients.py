@@ -27,7 +27,7 @@ class Chain(TorchDecoder):
         self.skip = skip
         self.ahead = ahead
 
-    def _network(self, n_inputs, n_axes, max_lag):
+    def build_network(self, n_inputs, n_axes, max_lag):
         return ChainNetwork(sum(n_inputs), n_axes, self.width, self.n_layers, self.skip, self.ahead)
 
 
@@ -176,14 +176,14 @@ def test_watching_changes_nothing_and_leaves_nothing_behind(parts):
     decoder.fit(parts.train, validation=parts.validation)
     assert watch.table().identical(table)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in decoder.network_.modules())
-    assert "_network" not in vars(decoder)
+    assert "build_network" not in vars(decoder)
 
 
 def test_a_fit_that_fails_is_no_longer_watched(parts):
     decoder = make_decoder("early", width=8)
     with pytest.raises(NeurofuseError, match="no training windows"), watch_gradients(decoder) as watch:
         decoder.fit(parts.train[:0])
-    assert "_network" not in vars(decoder)
+    assert "build_network" not in vars(decoder)
     assert watch.table().sizes["step"] == 0
 
 

@@ -56,12 +56,12 @@ class LagReadout:
     voices: list[Tensor]  # with networks for clocks alone, what each says through the alignment, (B, T, A)
 
     @property
-    def posteriors(self) -> list[Tensor]:
+    def p_lag(self) -> list[Tensor]:
         """Probability of each lag, shape (B, T, G)."""
         return [b.lag_BTG for b in self.beliefs]
 
     @property
-    def matches(self) -> list[Tensor]:
+    def p_matched(self) -> list[Tensor]:
         """Probability of a match, shape (B, T)."""
         return [b.match_BT for b in self.beliefs]
 
@@ -301,7 +301,7 @@ class TrackedDecoder(TorchDecoder):
         if len(self.clocks_) < 2:
             return self
         if self.chain in ("tracked", "constant"):
-            self._calibrate(hold_back(X, self._target(X, y))[1] if validation is None else validation)
+            self._calibrate(hold_back(X, self.target_of(X, y))[1] if validation is None else validation)
         if self.alone:
             self._add_alone(X, y, validation)
         return self
@@ -309,11 +309,11 @@ class TrackedDecoder(TorchDecoder):
     def _add_alone(self, X: Windows, y: np.ndarray | None, validation: Windows | None) -> None:
         """Train a network for each clock, and see on held-back windows how much of the movement each says best."""
         members = [self._member(k).fit(X, y, validation=validation) for k in range(len(self.clocks_))]
-        target = self._target(X, y)
+        target = self.target_of(X, y)
         if validation is None:
             _, check, _, true = hold_back(X, target)
         else:
-            check, true = validation, self._target(validation, None)
+            check, true = validation, self.target_of(validation, None)
         self.network_.alone.extend(m.network_ for m in members)
         said_VNTA = np.stack(self._voices(check))
         scaled = (true - self.movement_scale_.mean) / self.movement_scale_.std
@@ -327,7 +327,7 @@ class TrackedDecoder(TorchDecoder):
         """What the fusion, then each clock through the alignment, says, in standard units."""
         parts = []
         for k in range(0, len(X), DECODE_BATCH):
-            fused, reading = self.network_(*self._inputs(X.batch(slice(k, k + DECODE_BATCH))))
+            fused, reading = self.network_(*self.network_inputs(X.batch(slice(k, k + DECODE_BATCH))))
             parts.append([x.cpu().numpy() for x in (fused, *reading.voices)])
         return [np.concatenate(voice) for voice in zip(*parts, strict=True)]
 
@@ -339,13 +339,13 @@ class TrackedDecoder(TorchDecoder):
         shared = {name: getattr(self, name) for name in like + more}
         return StreamDecoder(clock=clock, modality_dropout=0.0, **sizes, **shared)
 
-    def _restore(self, state: dict[str, np.ndarray]) -> None:
-        super()._restore({k: v for k, v in state.items() if not k.startswith("alone.")})
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        super().restore({k: v for k, v in state.items() if not k.startswith("alone.")})
         sizes = [len(f) for f in self.features_]
         for k in range(len(sizes)):
             kept = {n.removeprefix(f"alone.{k}."): v for n, v in state.items() if n.startswith(f"alone.{k}.")}
             if kept:
-                net = self._member(k)._network(sizes, self.n_axes_, self.max_lag_)
+                net = self._member(k).new_network(sizes, self.n_axes_, self.max_lag_)
                 net.load_state_dict({n: torch.from_numpy(v) for n, v in kept.items()})
                 self.network_.alone.append(net.to(check_device(self.device)).eval())
 
@@ -374,13 +374,13 @@ class TrackedDecoder(TorchDecoder):
     @torch.no_grad()
     def _hear(self, batches: list[Batch]) -> list[LagLogLik]:
         """Evidence on the lag of each clock but the anchor."""
-        heard = [self.network_(*self._inputs(b))[1].evidence for b in batches]
+        heard = [self.network_(*self.network_inputs(b))[1].evidence for b in batches]
         return [
             LagLogLik(*(torch.cat([h[c][k] for h in heard]) for k in (0, 1)))
             for c in range(len(self.clocks_) - 1)
         ]
 
-    def _draw(self, X: Windows, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+    def draw_batch(self, X: Windows, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         batch = X.batch(rows, rng=rng, roam=self.roam)
         # Without a chain, or told the lag, it has no notion of streams that do not match.
         if self.chain not in ("tracked", "constant"):
@@ -397,10 +397,10 @@ class TrackedDecoder(TorchDecoder):
         """
         if self.chain != "tracked" or X.own_lag or len(self.clocks_) < 2 or not len(X):
             return self.decode(X)
-        self._check_like_training(X)
+        self.check_windows(X)
         self.network_.eval()
-        tracks = track_lags(self.network_, X, self._inputs, every=self.track_every)
-        said = self._decode(X, lambda part: ([t.belief(part) for t in tracks],))
+        tracks = track_lags(self.network_, X, self.network_inputs, every=self.track_every)
+        said = self.decode_with(X, lambda part: ([t.belief(part) for t in tracks],))
         by_clock = dict(zip(self.clocks_[1:], tracks, strict=True))
         return replace(
             said,
@@ -412,7 +412,12 @@ class TrackedDecoder(TorchDecoder):
         block_s, fine_s = self.track_every * self.token_s_, self.token_s_ / self.lag_steps
         return LagRates(float(rates.drift) * fine_s / block_s**0.5, float(rates.jump) / block_s)
 
-    def _more_loss(self, reading: LagReadout, batch: Batch) -> Tensor | float:
+    def lag_readout(self, readout: LagReadout) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Posterior, path and probability of a match of each clock but the anchor."""
+        paths = self.network_.paths(readout)
+        return list(zip(readout.p_lag, paths, readout.p_matched, strict=True))
+
+    def extra_loss(self, reading: LagReadout, batch: Batch) -> Tensor | float:
         loss = self.align_weight * alignment_losses(reading.beliefs, batch, self.max_lag_)
         for c, (query, key) in enumerate(reading.asked):
             own = (
@@ -427,7 +432,7 @@ class TrackedDecoder(TorchDecoder):
                 loss = loss + self.align_weight * recognition_loss(query[rows], key[rows], prior_L)
         return loss
 
-    def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> LagNetwork:
+    def build_network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> LagNetwork:
         if self.bidirectional and self.causal:
             raise NeurofuseError(
                 f"'{self.name}' cannot be causal in both directions: what the other clock reads of the anchor may lie "
@@ -492,7 +497,7 @@ class OracleDecoder(TrackedDecoder):
     name = "oracle"
     chain: Chain = "given"
 
-    def _inputs(self, batch: Batch) -> tuple[Any, ...]:
+    def network_inputs(self, batch: Batch) -> tuple[Any, ...]:
         lag_BTC = torch.as_tensor(filled(batch.lag), device=next(self.network_.parameters()).device)
         wider = (
             F.pad(lag_BTC, (0, 0, EDGE_TOKENS, EDGE_TOKENS), mode="replicate")
@@ -500,4 +505,4 @@ class OracleDecoder(TrackedDecoder):
             else lag_BTC
         )
         n_fine = 2 * self.max_lag_ * self.lag_steps + 1
-        return (*super()._inputs(batch), [on_lag(x, self.max_lag_, n_fine) for x in wider.unbind(-1)])
+        return (*super().network_inputs(batch), [on_lag(x, self.max_lag_, n_fine) for x in wider.unbind(-1)])
