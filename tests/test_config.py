@@ -101,7 +101,7 @@ def test_a_decoder_is_chosen_by_name_or_with_options():
     assert named("tracked") == ("tracked", {})
     assert named(["tracked", {"width": 32}]) == ("tracked", {"width": 32})
     assert label_of(("tracked", {"width": 32, "n_heads": 2})) == "tracked(width=32, n_heads=2)"
-    with pytest.raises(NeurofuseError, match="write \\('tracked', {'width': 32}\\)"):
+    with pytest.raises(NeurofuseError, match=r"write \('tracked', {'width': 32}\)"):
         named(3)
     with pytest.raises(NeurofuseError, match=r"decoder 'tracked\(width=32\)' is named twice"):
         StudyConfig(decoders=(("tracked", {"width": 32}), ("tracked", {"width": 32})))

@@ -17,9 +17,9 @@ from neurofuse.cli import main
 from neurofuse.config import DecodeConfig, StudyConfig
 from neurofuse.decode import fit_and_evaluate
 from neurofuse.prepare import Generators, clean_recording, prepare_recording
-from neurofuse.scores import r2_per_axis
 from neurofuse.recording import NeurofuseError, Recording
 from neurofuse.report.save import save_thresholds
+from neurofuse.scores import r2_per_axis
 from neurofuse.simulation import SimulationConfig, simulate
 from neurofuse.storage import save_recording
 from neurofuse.study import cell as cells

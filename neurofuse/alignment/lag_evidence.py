@@ -9,7 +9,7 @@ import xarray as xr
 from scipy.interpolate import make_interp_spline
 
 from neurofuse.alignment.clock_map import NEAR_S, ClockFit, ClockMap
-from neurofuse.alignment.lag_estimator import track_session
+from neurofuse.lag.session import track_session
 from neurofuse.recording import FloatArray
 from neurofuse.scores import posterior_summary
 
@@ -91,7 +91,8 @@ def tracked(heard: LagEvidence, *, free: bool) -> tuple[FloatArray, FloatArray, 
         edges = np.arange(0, len(time_s), every)
         score, lost = np.add.reduceat(score, edges), np.add.reduceat(lost, edges)
         time_s = np.add.reduceat(time_s, edges) / np.diff(np.append(edges, len(time_s)))
-    return (time_s, *track_session(score, lost, free=free))
+    row_s, lag_step_s = every * heard.window_s, float(heard.lag_s[1] - heard.lag_s[0])
+    return (time_s, *track_session(score, lost, row_s=row_s, lag_step_s=lag_step_s, adapt=free))
 
 
 def _merged(heard: LagEvidence) -> int:

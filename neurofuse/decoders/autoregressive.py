@@ -359,7 +359,7 @@ class AutoregressiveDecoder(TorchDecoder):
         return torch.as_tensor(scaled, dtype=torch.float32, device=next(self.network_.parameters()).device)
 
     def _alignment_loss(self, reading: Attention, batch: Batch) -> Tensor | float:
-        beliefs = [LagPosterior.of_weights(p) for p in reading.p_lag]
+        beliefs = [LagPosterior.from_weights(p) for p in reading.p_lag]
         return self.align_weight * alignment_losses(beliefs, batch, self.max_lag_)
 
     def build_network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> AutoregressiveNetwork:
