@@ -25,7 +25,7 @@ import neurofuse
 
 if TYPE_CHECKING:
     from neurofuse.decoders.base import Decoder
-    from neurofuse.jitters.lag_laws import LagTruth
+    from neurofuse.jitters.jitter import LagTruth
     from neurofuse.recording import Recording
 
 app = App(
@@ -219,7 +219,8 @@ def align(
 
     from neurofuse.alignment.align import align as align_recording
     from neurofuse.alignment.result import AlignConfig
-    from neurofuse.jitters.lag_laws import move_clock, parse_law
+    from neurofuse.jitters.kinds import parse_lag
+    from neurofuse.jitters.lag_laws import move_clock
     from neurofuse.nets.device import use_threads
     from neurofuse.recording import NeurofuseError, separate_lfp
     from neurofuse.recording import split_units as split_population
@@ -241,7 +242,7 @@ def align(
         seed=seed,
     )
     config.check()
-    law = parse_law(jitter) if jitter else None
+    law = parse_lag(jitter) if jitter else None
     use_threads(threads)
     folder = out if out is not None else Path("out") / f"{_name_of(paths, source)}-aligned"
     with _new_folder(folder, marker="clock.json") as partial:
@@ -666,13 +667,13 @@ def _check_settings(config: Any, threads: int) -> None:
     """Refuse settings that no recording could satisfy, before anything is read."""
     from neurofuse.decode import WINDOW_S
     from neurofuse.decoders.registry import parameters_of
-    from neurofuse.jitters.lag_laws import parse_law
+    from neurofuse.jitters.kinds import parse_lag
     from neurofuse.nets.device import check_device
     from neurofuse.recording import NeurofuseError
 
     parameters_of(config.decoder)
     if config.jitter:
-        parse_law(config.jitter)
+        parse_lag(config.jitter)
     positive = {
         "--token": config.token_s,
         "--window": config.window_s,

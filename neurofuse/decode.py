@@ -20,7 +20,9 @@ from neurofuse.decoders.base import Decoder, Prediction
 from neurofuse.decoders.registry import make_decoder, parameters_of
 from neurofuse.features import FeatureConfig, channel_quality, drop_bad, lfp_features, resample
 from neurofuse.html import card
-from neurofuse.jitters.lag_laws import LagLaw, LagTruth, NoLag, WindowLag, move_clock, parse_law
+from neurofuse.jitters.jitter import LagTruth
+from neurofuse.jitters.kinds import parse_lag
+from neurofuse.jitters.lag_laws import LagJitter, NoLag, WindowLag, move_clock
 from neurofuse.recording import (
     NeurofuseError,
     Recording,
@@ -32,7 +34,7 @@ from neurofuse.recording import (
 )
 from neurofuse.scores import hit_tolerance_s, lag_scores, posterior_summary, r2_per_axis, stitch
 from neurofuse.tokens import Tokens, anchor_clock, tokenize
-from neurofuse.windows import Split, Windows, cut, split
+from neurofuse.windows import Split, Windows, cut_windows, split_windows
 
 METRICS_LAYOUT = "neurofuse-decode-1"
 # What windows are cut to when nobody says, if the recording has room.
@@ -226,7 +228,7 @@ def predict_recording(
     _check_same_features(tokens, decoder)
     blind = replace(tokens, movement=np.zeros((tokens.n_tokens, 0), np.float32), axes=())
     window_s = float(settings["window_s"])
-    windows = cut(
+    windows = cut_windows(
         blind,
         window_s=window_s,
         stride_s=window_s / 2,
@@ -436,7 +438,7 @@ def _parted(recording: Recording, config: DecodeConfig, rng: np.random.Generator
     """Give part of the recording a clock of its own, as asked or because there must be one to move."""
     if config.split_units is not None:
         recording = split_units(recording, config.split_units, rng=rng)
-    moved = config.jitter and not isinstance(parse_law(config.jitter), NoLag)
+    moved = config.jitter and not isinstance(parse_lag(config.jitter), NoLag)
     if moved and len([c for c in recording.clocks if recording.on(c)]) < 2:
         recording = separate_lfp(recording)
     return recording
@@ -447,7 +449,7 @@ def _misalign(
 ) -> tuple[Recording, WindowLag | None, dict[str, LagTruth]]:
     """Give part of the recording a clock of its own and move it, as asked."""
     recording = _parted(recording, config, rng)
-    law = parse_law(config.jitter) if config.jitter else NoLag()
+    law = parse_lag(config.jitter) if config.jitter else NoLag()
     if isinstance(law, NoLag):
         return recording, None, {}
     anchor = anchor_clock(recording)
@@ -463,7 +465,7 @@ def _misalign(
     return recording, None, truths
 
 
-def _check_reach(law: LagLaw, recording: Recording, config: DecodeConfig) -> None:
+def _check_reach(law: LagJitter, recording: Recording, config: DecodeConfig) -> None:
     """Refuse a lag beyond the search range, which would be cut off there and so not be the one asked for."""
     max_lag_s = MAX_LAG_S if config.max_lag_s is None else config.max_lag_s
     level_s = law.reach_s(recording.span_s[1] - recording.span_s[0])
@@ -562,7 +564,7 @@ def _windows(
     failure: NeurofuseError | None = None
     for window_s, max_lag_s in attempts:
         try:
-            found = split(
+            found = split_windows(
                 tokens,
                 window_s=window_s,
                 max_lag_s=max_lag_s,

@@ -33,7 +33,7 @@ from neurofuse.report.figures import (
 )
 from neurofuse.simulation import SimulationConfig, simulate
 from neurofuse.tuning import tuning
-from neurofuse.windows import split
+from neurofuse.windows import split_windows
 
 QUICK = os.environ.get("NEUROFUSE_QUICK") == "1"
 SMALL = {"duration_s": 40.0, "n_units": 12, "n_channels": 4, "lfp_rate_hz": 500.0}
@@ -42,7 +42,7 @@ recording, _ = simulate(
     config=SimulationConfig(**(SMALL if QUICK else {"duration_s": 150.0})), rng=np.random.default_rng([0, 7])
 )
 tokens = neurofuse.tokenize(prepare(recording, neurofuse.DecodeConfig()).featured)
-parts = split(
+parts = split_windows(
     tokens,
     window_s=1.0 if QUICK else 2.0,
     max_lag_s=0.4,

@@ -29,7 +29,7 @@ import neurofuse
 from neurofuse.decode import prepare
 from neurofuse.jitters.lag_laws import WindowLag
 from neurofuse.simulation import DOMINANCE, SimulationConfig, simulate
-from neurofuse.windows import split
+from neurofuse.windows import split_windows
 
 QUICK = os.environ.get("NEUROFUSE_QUICK") == "1"
 SMALL = {"duration_s": 40.0, "n_units": 12, "n_channels": 4, "lfp_rate_hz": 500.0}
@@ -42,7 +42,7 @@ def windows_of(config: SimulationConfig, *, lag_s: float):
     ready = prepare(recording, neurofuse.DecodeConfig()).featured
     tokens = neurofuse.tokenize(ready, token_s=0.05)
     jitter = WindowLag(lag_s) if lag_s else None
-    return split(tokens, window_s=1.5, max_lag_s=0.4, jitter=jitter, rng=np.random.default_rng(0))
+    return split_windows(tokens, window_s=1.5, max_lag_s=0.4, jitter=jitter, rng=np.random.default_rng(0))
 
 
 def fitted(name: str, parts):

@@ -7,7 +7,8 @@ import pytest
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import butter, sosfiltfilt
 
-from neurofuse.jitters.lag_laws import LagTruth, Offset, Skew, WindowLag
+from neurofuse.jitters.jitter import LagTruth
+from neurofuse.jitters.lag_laws import Offset, Skew, WindowLag
 from neurofuse.recording import NeurofuseError, Recording
 from neurofuse.simulation import (
     DEMO_LAWS,

@@ -11,9 +11,9 @@ from sklearn.model_selection import GroupKFold, cross_val_score
 from sklearn.utils import _safe_indexing
 
 from neurofuse.decoders.registry import make_decoder
+from neurofuse.jitters.jitter import LagTruth
 from neurofuse.jitters.lag_laws import (
     Jumps,
-    LagTruth,
     NoLag,
     Offset,
     Skew,
@@ -23,7 +23,7 @@ from neurofuse.jitters.lag_laws import (
 )
 from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes
 from neurofuse.tokens import Tokens, tokenize
-from neurofuse.windows import EDGE_TOKENS, Windows, cut, draw_path, draw_shifts, filled, split
+from neurofuse.windows import EDGE_TOKENS, Windows, cut_windows, draw_path, draw_shifts, filled, split_windows
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -74,7 +74,7 @@ def spoiled(tokens: Tokens, first: int) -> Tokens:
 @pytest.mark.parametrize("max_lag_s", [0.1, 0.5])
 def test_no_test_sample_reaches_training_or_validation(tokens, jitter, max_lag_s):
     """The test stretch is replaced whole: batches before it, context and redrawn lags included, stay the same."""
-    parts = split(tokens, window_s=1.0, max_lag_s=max_lag_s, jitter=jitter, rng=rng())
+    parts = split_windows(tokens, window_s=1.0, max_lag_s=max_lag_s, jitter=jitter, rng=rng())
     for early, late in ((parts.train, parts.validation), (parts.validation, parts.test)):
         other = replace(early, tokens=spoiled(tokens, int(late.first.min())))
         for seed in range(8):
@@ -88,7 +88,7 @@ def test_no_test_sample_reaches_training_or_validation(tokens, jitter, max_lag_s
 
 
 def test_the_shares_of_a_split_are_those_asked_for(tokens):
-    parts = split(tokens, window_s=1.0, max_lag_s=0.1, train=0.5, validation=0.2, rng=rng())
+    parts = split_windows(tokens, window_s=1.0, max_lag_s=0.1, train=0.5, validation=0.2, rng=rng())
     for part, lo, hi in ((parts.train, 0, 0.5), (parts.validation, 0.5, 0.7), (parts.test, 0.7, 1.0)):
         covered = np.unique(part.first[:, None] + np.arange(part.n_steps)) / tokens.n_tokens
         assert covered.min() == pytest.approx(lo, abs=0.01)
@@ -97,7 +97,7 @@ def test_the_shares_of_a_split_are_those_asked_for(tokens):
 
 def test_windows_lie_within_stretches_of_movement_and_anchor():
     recording = plain(gaps=[(10, 12)], movement_gaps=[(30, 30.5), (40, 45)])
-    windows = cut(tokenize(recording), window_s=2.0, stride_s=0.1, max_lag_s=0.3, rng=rng())
+    windows = cut_windows(tokenize(recording), window_s=2.0, stride_s=0.1, max_lag_s=0.3, rng=rng())
     batch = windows.batch(slice(None))
     inside = slice(batch.reach, batch.reach + windows.n_steps)
     assert np.isfinite(batch.movement).all()
@@ -118,7 +118,7 @@ def test_windows_lie_within_stretches_of_movement_and_anchor():
 @settings(max_examples=40, deadline=None)
 def test_windows_stay_inside_their_stretch_at_the_stride_asked_for(tokens, window_s, stride_s, start, whole):
     stop = start + 700
-    windows = cut(
+    windows = cut_windows(
         tokens,
         window_s=window_s,
         stride_s=stride_s,
@@ -145,7 +145,7 @@ def inner(windows):
 def test_an_injected_lag_shows_the_tokens_of_the_moved_recording(tiny, steps):
     recording = tiny.but(streams=(tiny["spikes"], tiny["lfp"].between(2, 20)))
     tokens = tokenize(recording)
-    windows = cut(tokens, window_s=1.0, max_lag_s=0.7, rng=rng())
+    windows = cut_windows(tokens, window_s=1.0, max_lag_s=0.7, rng=rng())
     shifted = replace(windows, shift=np.full_like(windows.shift, steps), jitter=WindowLag(0.1))
     lag_s = steps * tokens.fine_s
     moved = tokenize(recording.retimed("logger", lambda t: t + lag_s, did="moved"))
@@ -162,7 +162,7 @@ def test_an_injected_lag_is_the_lag_that_the_moved_clock_has():
     """Windows move by look-up, `move_clock` moves the spikes themselves: the sign is the same."""
     recording = plain(stop_s=20.0)
     tokens = tokenize(recording)
-    windows = cut(tokens, window_s=1.0, max_lag_s=0.4, rng=rng())
+    windows = cut_windows(tokens, window_s=1.0, max_lag_s=0.4, rng=rng())
     injected = replace(windows, shift=np.full_like(windows.shift, 50))
     moved, truth = move_clock(recording, "amp", Offset(50 * tokens.fine_s), rng=rng())
     known = replace(windows, tokens=tokenize(moved), truths=(truth,))
@@ -179,7 +179,7 @@ def test_a_lag_that_moves_shows_what_the_moved_clock_shows(law):
     recording = plain(stop_s=20.0)
     tokens = tokenize(recording)
     path = draw_path(law, tokens, max_lag_s=0.4, rng=rng(3))
-    windows = cut(tokens, window_s=1.0, max_lag_s=0.4, jitter=law, path=path, rng=rng())
+    windows = cut_windows(tokens, window_s=1.0, max_lag_s=0.4, jitter=law, path=path, rng=rng())
     assert not windows.own_lag
     got = windows.batch(slice(None))
     assert np.ptp(windows.lag_s[np.isfinite(windows.lag_s)]) > 0.1
@@ -204,30 +204,30 @@ def test_a_lag_that_moves_shows_what_the_moved_clock_shows(law):
 def test_a_path_runs_through_windows_of_any_cut(tokens):
     law = Walk(0.1, return_s=5.0)
     path = draw_path(law, tokens, max_lag_s=0.3, rng=rng(1))
-    windows = cut(tokens, window_s=1.0, max_lag_s=0.3, jitter=law, path=path, rng=rng())
+    windows = cut_windows(tokens, window_s=1.0, max_lag_s=0.3, jitter=law, path=path, rng=rng())
     other = windows.recut(windows.first[:2] + 10, 30)
     np.testing.assert_allclose(other.lag_s, windows.lag_s[:2, 10:40])
     np.testing.assert_array_equal(
         other.batch([0]).values[1][0, 40:60], windows.batch([0]).values[1][0, 50:70]
     )
-    own = cut(tokens, window_s=1.0, max_lag_s=0.3, jitter=WindowLag(0.1), rng=rng())
+    own = cut_windows(tokens, window_s=1.0, max_lag_s=0.3, jitter=WindowLag(0.1), rng=rng())
     with pytest.raises(NeurofuseError, match="have a lag each"):
         own.recut(own.first, 30)
 
 
 def test_training_draws_sections_anew_and_the_test_follows_one_path(tokens):
-    parts = split(tokens, window_s=2.0, max_lag_s=0.3, jitter=Jumps(0.1), rng=rng())
+    parts = split_windows(tokens, window_s=2.0, max_lag_s=0.3, jitter=Jumps(0.1), rng=rng())
     assert [w.own_lag for w in (parts.train, parts.validation, parts.test)] == [True, True, False]
     one, other = (parts.train.batch(slice(0, 8), rng=rng(k)).lag for k in (1, 2))
     assert not np.array_equal(one, other)
     still = parts.test.batch(slice(0, 8)).lag
     np.testing.assert_array_equal(still, parts.test.batch(slice(0, 8)).lag)
-    agree = split(tokens, window_s=2.0, max_lag_s=0.3, jitter=NoLag(), rng=rng())
+    agree = split_windows(tokens, window_s=2.0, max_lag_s=0.3, jitter=NoLag(), rng=rng())
     assert (agree.train.batch(slice(0, 8), rng=rng(1)).lag == 0).all()
 
 
 def test_windows_without_a_clock_lose_it_and_nothing_else(tokens):
-    windows = cut(tokens, window_s=1.0, jitter=WindowLag(0.2), rng=rng())
+    windows = cut_windows(tokens, window_s=1.0, jitter=WindowLag(0.2), rng=rng())
     was, now = windows.batch(slice(0, 9)), windows.without(1).batch(slice(0, 9))
     assert was.present[1].any()
     assert not now.present[1].any()
@@ -245,9 +245,9 @@ def test_unknown_lags_are_taken_from_the_nearest_moment_that_knows():
 
 
 def test_roaming_windows_get_any_lag_and_say_which(tokens):
-    parts = split(tokens, window_s=2.0, max_lag_s=0.3, jitter=NoLag(), rng=rng())
+    parts = split_windows(tokens, window_s=2.0, max_lag_s=0.3, jitter=NoLag(), rng=rng())
     rows = np.arange(300) % len(parts.train)
-    batch = parts.train.batch(rows, rng=rng(1), roam=0.5)
+    batch = parts.train.batch(rows, rng=rng(1), augment=0.5)
     moved = (batch.lag != 0).any(axis=(1, 2))
     assert 0.4 < moved.mean() < 0.6
     lag_s = batch.lag[moved] * tokens.token_s
@@ -267,16 +267,16 @@ def test_roaming_windows_get_any_lag_and_say_which(tokens):
 
 
 def test_windows_whose_lag_nobody_knows_do_not_roam(tokens):
-    windows = cut(tokens, window_s=1.0, rng=rng())
-    a, b = windows.batch(slice(0, 20), rng=rng(1), roam=1.0), windows.batch(slice(0, 20))
+    windows = cut_windows(tokens, window_s=1.0, rng=rng())
+    a, b = windows.batch(slice(0, 20), rng=rng(1), augment=1.0), windows.batch(slice(0, 20))
     np.testing.assert_array_equal(a.values[1], b.values[1])
 
 
 def test_a_recording_with_a_known_lag_of_its_own_roams_within_the_search_range():
     recording = plain(stop_s=60.0)
     moved, truth = move_clock(recording, "amp", Offset(0.2), rng=rng())
-    windows = cut(tokenize(moved), window_s=1.0, max_lag_s=0.3, truths=(truth,), rng=rng())[5:-5]
-    lag_s = windows.batch(slice(None), rng=rng(2), roam=1.0).lag * windows.tokens.token_s
+    windows = cut_windows(tokenize(moved), window_s=1.0, max_lag_s=0.3, truths=(truth,), rng=rng())[5:-5]
+    lag_s = windows.batch(slice(None), rng=rng(2), augment=1.0).lag * windows.tokens.token_s
     assert np.nanmax(np.abs(lag_s)) <= 0.3 + 0.006
     assert np.nanmin(lag_s) < -0.2
 
@@ -289,8 +289,8 @@ def test_a_roaming_lag_that_moves_is_that_of_the_content_whatever_the_clocks_own
     tokens = tokenize(plain(stop_s=stop_s).but(streams=(plain(stop_s=stop_s).streams[0], b)))
     known_s = np.arange(-1.0, stop_s + 1, 0.005)
     truth = LagTruth("amp", known_s, np.full(known_s.size, own_s), f"offset:{own_s}")
-    windows = cut(tokens, window_s=2.0, stride_s=3.0, max_lag_s=0.5, truths=(truth,), rng=rng())[2:-2]
-    batch = windows.batch(slice(None), rng=rng(3), roam=1.0)
+    windows = cut_windows(tokens, window_s=2.0, stride_s=3.0, max_lag_s=0.5, truths=(truth,), rng=rng())[2:-2]
+    batch = windows.batch(slice(None), rng=rng(3), augment=1.0)
     shown_s = batch.values[1][..., 0] + 0.01  # a token's middle
     stamp_s = tokens.time_s(windows.first[:, None] - batch.reach + np.arange(shown_s.shape[1]))
     moving = 0
@@ -307,12 +307,12 @@ def test_a_roaming_lag_that_moves_is_that_of_the_content_whatever_the_clocks_own
 @pytest.mark.parametrize("shares", [(0.8, 0.2), (0.9, 0.0), (1.0, 0.1), (0.0, 0.1)])
 def test_shares_of_a_split_leave_something_for_each_part(tokens, shares):
     with pytest.raises(NeurofuseError, match=r"both must be positive and add up to less than 1"):
-        split(tokens, train=shares[0], validation=shares[1], rng=rng())
+        split_windows(tokens, train=shares[0], validation=shares[1], rng=rng())
 
 
 def test_a_lag_is_known_only_where_somebody_knows_it(tokens):
-    assert np.isnan(cut(tokens, window_s=1.0, rng=rng()).lag_s).all()
-    drawn = cut(tokens, window_s=1.0, jitter=WindowLag(0.2), rng=rng())
+    assert np.isnan(cut_windows(tokens, window_s=1.0, rng=rng()).lag_s).all()
+    drawn = cut_windows(tokens, window_s=1.0, jitter=WindowLag(0.2), rng=rng())
     np.testing.assert_allclose(drawn.lag_s, inner(drawn) * tokens.fine_s)
     time_s = np.arange(0, 60, 0.005)
     truth = LagTruth("amp", time_s, 0.01 * time_s, "skew:10000")
@@ -324,7 +324,7 @@ def test_a_lag_is_known_only_where_somebody_knows_it(tokens):
 
 @pytest.mark.parametrize("level", [0.1, 0.4, 5.0])
 def test_injected_lags_are_a_normal_cut_off_at_the_search_range(tokens, level):
-    windows = cut(tokens, window_s=1.0, max_lag_s=0.5, rng=rng())
+    windows = cut_windows(tokens, window_s=1.0, max_lag_s=0.5, rng=rng())
     many = windows[np.zeros(20000, dtype=int)]
     lag_s = draw_shifts(WindowLag(level), many, rng=rng(1))[:, 0] * tokens.fine_s
     assert np.abs(lag_s).max() <= 0.5
@@ -334,9 +334,9 @@ def test_injected_lags_are_a_normal_cut_off_at_the_search_range(tokens, level):
 
 
 def test_lags_are_drawn_anew_only_when_asked_and_alike_from_one_seed(tokens):
-    windows = cut(tokens, window_s=1.0, jitter=WindowLag(0.2), rng=rng())
+    windows = cut_windows(tokens, window_s=1.0, jitter=WindowLag(0.2), rng=rng())
     assert np.unique(windows.shift).size > 10
-    again = cut(tokens, window_s=1.0, jitter=WindowLag(0.2), rng=rng())
+    again = cut_windows(tokens, window_s=1.0, jitter=WindowLag(0.2), rng=rng())
     np.testing.assert_array_equal(windows.shift, again.shift)
     rows = slice(0, 9)
     still, one, two, other = (windows.batch(rows, rng=r) for r in (None, rng(1), rng(1), rng(2)))
@@ -347,7 +347,7 @@ def test_lags_are_drawn_anew_only_when_asked_and_alike_from_one_seed(tokens):
 
 
 def test_batches_in_parts_are_the_batch_of_all(tokens):
-    windows = cut(tokens, window_s=1.0, max_lag_s=0.2, jitter=WindowLag(0.1), rng=rng())
+    windows = cut_windows(tokens, window_s=1.0, max_lag_s=0.2, jitter=WindowLag(0.1), rng=rng())
     whole = windows.batch(slice(None))
     assert whole.values[0].shape == (len(windows), 50 + 2 * (10 + EDGE_TOKENS), 1)
     assert whole.movement.shape == (len(windows), 50, 1)
@@ -358,7 +358,7 @@ def test_batches_in_parts_are_the_batch_of_all(tokens):
 
 
 def test_windows_can_be_indexed_in_every_way_scikit_learn_does(tokens):
-    windows = cut(tokens, window_s=1.0, jitter=WindowLag(0.2), rng=rng())
+    windows = cut_windows(tokens, window_s=1.0, jitter=WindowLag(0.2), rng=rng())
     n = len(windows)
     assert windows.shape == (n, 50)
     mask = np.arange(n) % 3 == 0
@@ -386,7 +386,7 @@ def test_windows_can_be_indexed_in_every_way_scikit_learn_does(tokens):
 @given(first=st.lists(st.integers(0, 400), min_size=1, max_size=30))
 @settings(max_examples=50, deadline=None)
 def test_windows_of_different_groups_share_no_token(tokens, first):
-    windows = replace(cut(tokens, window_s=1.0, rng=rng()), first=np.array(first))
+    windows = replace(cut_windows(tokens, window_s=1.0, rng=rng()), first=np.array(first))
     covered: dict[int, set[int]] = {}
     for f, group in zip(first, windows.groups, strict=True):
         covered.setdefault(int(group), set()).update(range(f, f + 50))
@@ -394,14 +394,14 @@ def test_windows_of_different_groups_share_no_token(tokens, first):
 
 
 def test_windows_side_by_side_are_groups_of_their_own_and_overlapping_ones_are_not(tokens):
-    apart = cut(tokens, window_s=1.0, stride_s=1.0, rng=rng())
+    apart = cut_windows(tokens, window_s=1.0, stride_s=1.0, rng=rng())
     np.testing.assert_array_equal(apart.groups, np.arange(60))
-    assert set(cut(tokens, window_s=1.0, rng=rng()).groups) == {0}
+    assert set(cut_windows(tokens, window_s=1.0, rng=rng()).groups) == {0}
     assert apart[[]].groups.size == 0
 
 
 def test_grouped_cross_validation_of_ridge_decodes_the_tiny_recording(tiny):
-    windows = cut(tokenize(tiny, token_s=0.05), window_s=1.0, stride_s=1.0, max_lag_s=0.2, rng=rng())
+    windows = cut_windows(tokenize(tiny, token_s=0.05), window_s=1.0, stride_s=1.0, max_lag_s=0.2, rng=rng())
     scores = cross_val_score(
         make_decoder("ridge", context_s=0.2), windows, cv=GroupKFold(3), groups=windows.groups
     )
@@ -412,7 +412,9 @@ def test_grouped_cross_validation_of_ridge_decodes_the_tiny_recording(tiny):
 @pytest.mark.parametrize("jitter", [None, WindowLag(0.2)], ids=str)
 def test_a_recording_too_short_is_told_how_long_it_would_have_to_be(jitter):
     def attempt(stop_s):
-        return split(tokenize(plain(stop_s=stop_s)), window_s=2.0, max_lag_s=0.5, jitter=jitter, rng=rng())
+        return split_windows(
+            tokenize(plain(stop_s=stop_s)), window_s=2.0, max_lag_s=0.5, jitter=jitter, rng=rng()
+        )
 
     with pytest.raises(
         NeurofuseError, match=r"the validation stretch has no room for a window of 2 s"
@@ -440,9 +442,9 @@ def test_a_recording_too_short_is_told_how_long_it_would_have_to_be(jitter):
     ],
 )
 def test_windows_that_cannot_be_are_refused_with_a_sentence(tokens, options, said):
-    for door in (cut, split):
+    for function in (cut_windows, split_windows):
         with pytest.raises(NeurofuseError, match=said):
-            door(tokens, rng=rng(), **options)
+            function(tokens, rng=rng(), **options)
 
 
 def test_movement_from_another_time_is_refused():
@@ -451,11 +453,11 @@ def test_movement_from_another_time_is_refused():
     with pytest.raises(
         NeurofuseError, match="no movement falls into the time of the recording; check that both"
     ):
-        split(nowhere, rng=rng())
+        split_windows(nowhere, rng=rng())
 
 
 def test_one_clock_alone_is_not_searched():
     alone = tokenize(plain(clocks=("ref",)))
-    windows = cut(alone, window_s=1.0, max_lag_s=5.0, jitter=WindowLag(0.2), rng=rng())
+    windows = cut_windows(alone, window_s=1.0, max_lag_s=5.0, jitter=WindowLag(0.2), rng=rng())
     assert (windows.max_lag, windows.reach) == (0, EDGE_TOKENS)
     assert windows.batch(slice(0, 3)).lag.shape == (3, 50, 0)

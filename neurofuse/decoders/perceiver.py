@@ -228,11 +228,11 @@ class EventWindows(Windows):
         rows: np.ndarray | slice,
         *,
         rng: np.random.Generator | None = None,
-        roam: float = 0.0,
+        augment: float = 0.0,
         fine: bool = True,
     ) -> Batch:
         """Gather some windows; see `Windows.batch`."""
-        return super().batch(rows, rng=rng, roam=roam, fine=fine)
+        return super().batch(rows, rng=rng, augment=augment, fine=fine)
 
 
 class PerceiverDecoder(TorchDecoder):

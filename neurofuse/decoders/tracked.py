@@ -353,7 +353,7 @@ class TrackedDecoder(TorchDecoder):
         # On lags drawn as in training, roaming ones among them.
         rng = np.random.default_rng([self.seed, 3])
         some = spread_over(check, N_CALIBRATED)
-        batches = [check.batch(some, rng=rng, roam=self.roam) for _ in range(CALIBRATION_DRAWS)]
+        batches = [check.batch(some, rng=rng, augment=self.roam) for _ in range(CALIBRATION_DRAWS)]
         own = self._hear(batches)
         foreign = self._hear([mismatch_some(b, 1.0, rng) for b in batches])
         for c, attention in enumerate(self.network_.attending):
@@ -381,7 +381,7 @@ class TrackedDecoder(TorchDecoder):
         ]
 
     def _draw(self, X: Windows, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        batch = X.batch(rows, rng=rng, roam=self.roam)
+        batch = X.batch(rows, rng=rng, augment=self.roam)
         # Without a chain, or told the lag, it has no notion of streams that do not match.
         if self.chain not in ("tracked", "constant"):
             return batch

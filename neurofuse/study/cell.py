@@ -28,15 +28,15 @@ from neurofuse.decode import alignment_table, check_channels, decodable, predict
 from neurofuse.decoders.base import Decoder
 from neurofuse.decoders.registry import make_decoder, parameters_of
 from neurofuse.features import FeatureConfig, drop_bad, lfp_features
-from neurofuse.jitters.jitter import Jitter
-from neurofuse.jitters.kinds import parse_jitter
-from neurofuse.jitters.lag_laws import LAWS, LagLaw, LagTruth, parse_law
+from neurofuse.jitters.jitter import Jitter, LagTruth
+from neurofuse.jitters.kinds import is_lag, parse_jitter, parse_lag
+from neurofuse.jitters.lag_laws import LagJitter
 from neurofuse.nets.device import check_device, use_threads
 from neurofuse.recording import NeurofuseError, Recording, Signal, Spikes, Stream, separate_lfp, split_units
 from neurofuse.scores import r2_per_axis
 from neurofuse.storage import open_recording, save_recording
 from neurofuse.tokens import Tokens, tokenize
-from neurofuse.windows import Split, Windows, split
+from neurofuse.windows import Split, Windows, split_windows
 
 PROTOCOLS = ("train-matched", "test-only")
 # G = (model - fixed) / (oracle - fixed) is measured between these.
@@ -128,7 +128,7 @@ def check_config(config: StudyConfig) -> None:
             f"the search range of +-{config.max_lag_s:g} s must be positive and shorter than a window "
             f"({config.window_s:g} s); lower max_lag_s or raise window_s."
         )
-    parse_law(config.base_lag)
+    parse_lag(config.base_lag)
     for kind in config.kinds:
         of_kind(kind)
     unknown = sorted(set(config.levels) - set(config.kinds))
@@ -144,11 +144,6 @@ def check_config(config: StudyConfig) -> None:
         for level in levels:
             at_level(kind, level)
     check_device(config.device)
-
-
-def is_lag(kind: str) -> bool:
-    """Lag laws, which windows draw anew in training. Named with settings of its own, a law moves the clock once."""
-    return kind in LAWS
 
 
 def generator(config: StudyConfig, *coordinates: object) -> np.random.Generator:
@@ -202,7 +197,7 @@ def run_task(context: dict[str, Any], coordinates: dict[str, Any]) -> dict[str, 
     model, seed = coordinates["model"], coordinates["seed"]
     world = (context["recording"], json.dumps(context["config"]), seed)
     start = time.perf_counter()
-    law = parse_law(coordinates["base"])
+    law = parse_lag(coordinates["base"])
     tokens, truths = jittered_tokens(*world, *(coordinates["train"] or (None, 0.0)))
     parts = cut_windows(tokens, config, law, truths, seed)
     decoder = build(model, config, seed).fit(parts.train, validation=parts.validation)
@@ -213,7 +208,7 @@ def run_task(context: dict[str, Any], coordinates: dict[str, Any]) -> dict[str, 
         if [kind, level] == coordinates["train"]:
             test = parts.test
         elif is_lag(kind):
-            test = cut_windows(tokens, config, parse_law(f"{kind}:{level:.12g}"), (), seed).test
+            test = cut_windows(tokens, config, parse_lag(f"{kind}:{level:.12g}"), (), seed).test
         else:
             moved, there = jittered_tokens(*world, kind, level)
             test = cut_windows(moved, config, law, there, seed).test
@@ -247,12 +242,12 @@ def measure(decoder: Decoder, test: Windows, config: StudyConfig) -> tuple[dict[
 
 
 def cut_windows(
-    tokens: Tokens, config: StudyConfig, law: LagLaw, truths: tuple[LagTruth, ...], seed: int
+    tokens: Tokens, config: StudyConfig, law: LagJitter, truths: tuple[LagTruth, ...], seed: int
 ) -> Split:
     """The splits of one seed; its draws from a law are the same at every level, as near as the law allows."""
     rng = generator(config, "windows", law.kind, seed)
     sizes = {"window_s": config.window_s, "max_lag_s": config.max_lag_s}
-    return split(tokens, jitter=law, truths=truths, rng=rng, **sizes)
+    return split_windows(tokens, jitter=law, truths=truths, rng=rng, **sizes)
 
 
 @lru_cache(maxsize=2)

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from neurofuse.jitters.lag_laws import NoLag, parse_law
+from neurofuse.jitters.kinds import parse_lag
+from neurofuse.jitters.lag_laws import NoLag
 from neurofuse.recording import NeurofuseError, Recording
 from neurofuse.storage import whole_file
 from neurofuse.study.cell import (
@@ -195,7 +196,7 @@ def _plan_levels(ready: Recording, content: bytes, config: StudyConfig) -> dict[
         config.base_lag,
         *(f"{k}:{x:.12g}" for k in config.kinds if is_lag(k) for x in config.levels.get(k, ())),
     ):
-        reach_s = parse_law(text).reach_s(span_s)
+        reach_s = parse_lag(text).reach_s(span_s)
         if reach_s > config.max_lag_s * (1 + 1e-6):
             raise NeurofuseError(
                 f"jitter '{text}' moves the clock by {reach_s:.3g} s, beyond the search range of "
