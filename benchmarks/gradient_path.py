@@ -37,7 +37,7 @@ from neurofuse.nets.encoders import TemporalBlock
 from neurofuse.report.figures.panel import BLACK, BLUE, GREEN, ORANGE, TITLE, VERMILLION, tidy
 from neurofuse.simulation import SimulationConfig, simulate
 from neurofuse.tokens import tokenize
-from neurofuse.windows import Split, split
+from neurofuse.windows import Split, split_windows
 
 DEPTHS = (4, 8, 16, 32)
 BLOCKS = ("plain", "plain He", "normalised", "residual")
@@ -159,7 +159,7 @@ def simulated_windows() -> Split:
     bands = (("lmp", 0.0, 5.0), ("high_gamma", 70.0, 150.0))
     features = lfp_features(recording["lfp"], config=FeatureConfig(bands=bands, causal=False))
     tokens = tokenize(recording.but(streams=(recording["spikes"], features)))
-    return split(tokens, window_s=2.0, max_lag_s=0.5, rng=np.random.default_rng(0))
+    return split_windows(tokens, window_s=2.0, max_lag_s=0.5, rng=np.random.default_rng(0))
 
 
 def first_layer(fusion: str, clock: int) -> str:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from typing import Any as StudyOptions
 
     from neurofuse.decoders.base import Decoder
-    from neurofuse.jitters.lag_laws import LagTruth
+    from neurofuse.jitters.jitter import LagTruth
     from neurofuse.recording import Recording
 
 app = App(

@@ -20,7 +20,7 @@ from neurofuse.decoders.registry import make_decoder, options_of
 from neurofuse.errors import NeurofuseError
 from neurofuse.features import FeatureConfig
 from neurofuse.html import card
-from neurofuse.jitters.lag_laws import LagTruth
+from neurofuse.jitters.jitter import LagTruth
 from neurofuse.prepare import (
     Generators,
     Prepared,

@@ -28,9 +28,9 @@ from neurofuse.decoders.base import Decoder
 from neurofuse.decoders.registry import check_options
 from neurofuse.errors import NeurofuseError, RecordingError
 from neurofuse.features import FeatureConfig, clean_lfp, lfp_features
-from neurofuse.jitters.jitter import Chain, Jitter, compose
+from neurofuse.jitters.jitter import Chain, Jitter, LagTruth, compose
 from neurofuse.jitters.kinds import parse_jitter
-from neurofuse.jitters.lag_laws import LagJitter, LagTruth, NoLag
+from neurofuse.jitters.lag_laws import LagJitter, NoLag
 from neurofuse.nets.device import check_device
 from neurofuse.recording import Recording, Signal, Spikes, Stream, separate_lfp, split_units
 from neurofuse.tokens import Tokens, anchor_clock, tokenize

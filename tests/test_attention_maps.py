@@ -14,7 +14,7 @@ from neurofuse.jitters.lag_laws import WindowLag
 from neurofuse.recording import Movement, NeurofuseError, Recording, Signal
 from neurofuse.scores import lag_scores, posterior_summary
 from neurofuse.tokens import tokenize
-from neurofuse.windows import split
+from neurofuse.windows import split_windows
 
 torch.set_num_threads(1)
 STEP_S = 0.02
@@ -199,7 +199,7 @@ def systems(*, seconds=60.0, seed=0):
 
 @pytest.fixture(scope="module")
 def parts():
-    return split(
+    return split_windows(
         tokenize(systems()), window_s=3.0, max_lag_s=0.3, jitter=WindowLag(0.1), rng=np.random.default_rng(0)
     )
 
@@ -212,7 +212,7 @@ def tracked(parts):
 
 @pytest.fixture(scope="module")
 def ridge():
-    still = split(tokenize(systems()), window_s=3.0, max_lag_s=0.3, rng=np.random.default_rng(0))
+    still = split_windows(tokenize(systems()), window_s=3.0, max_lag_s=0.3, rng=np.random.default_rng(0))
     return make_decoder("ridge").fit(still.train, validation=still.validation), still.test
 
 
@@ -322,7 +322,7 @@ def test_a_masked_clock_is_absent_and_a_masked_stream_is_at_its_mean(ridge):
 
 
 def test_counts_are_held_at_their_mean_too(tiny):
-    parts = split(tokenize(tiny), window_s=1.0, max_lag_s=0.2, rng=np.random.default_rng(0))
+    parts = split_windows(tokenize(tiny), window_s=1.0, max_lag_s=0.2, rng=np.random.default_rng(0))
     decoder = make_decoder("ridge").fit(parts.train, validation=parts.validation)
     clock, mean = parts.train.tokens.clocks[0], decoder.input_scales_[0].mean
     held = _at_mean(clock, np.arange(clock.n_features) < 3, mean, parts.train.tokens.per_token)

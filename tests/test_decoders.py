@@ -21,7 +21,7 @@ from neurofuse.lag.hmm import LagPosterior, block_log_lik
 from neurofuse.lag.losses import alignment_loss, mismatch_some, recognition_loss
 from neurofuse.recording import Movement, NeurofuseError, Recording, Signal
 from neurofuse.tokens import tokenize
-from neurofuse.windows import split
+from neurofuse.windows import split_windows
 
 torch.set_num_threads(1)
 NAMES = sorted(DECODERS)
@@ -55,7 +55,7 @@ def two_systems(*, seconds=60.0, seed=0, lag_s=0.0, noise=0.5):
 
 
 def cut(recording, *, jitter=None, max_lag_s=0.5, seed=0, window_s=3.0):
-    return split(
+    return split_windows(
         tokenize(recording),
         window_s=window_s,
         max_lag_s=max_lag_s,

@@ -11,7 +11,7 @@ from neurofuse.decoders.neural import TorchDecoder
 from neurofuse.decoders.registry import make_decoder
 from neurofuse.recording import Movement, NeurofuseError, Recording, Signal
 from neurofuse.tokens import tokenize
-from neurofuse.windows import split
+from neurofuse.windows import split_windows
 
 torch.set_num_threads(1)
 
@@ -66,7 +66,7 @@ def recording(seconds=40.0):
 
 @pytest.fixture(scope="module")
 def parts():
-    return split(tokenize(recording()), window_s=2.0, max_lag_s=0.3, rng=np.random.default_rng(0))
+    return split_windows(tokenize(recording()), window_s=2.0, max_lag_s=0.3, rng=np.random.default_rng(0))
 
 
 def test_the_gradient_at_every_layer_is_what_the_chain_rule_says(parts):

@@ -25,7 +25,7 @@ from neurofuse.decoders.registry import (
 from neurofuse.jitters.lag_laws import WindowLag
 from neurofuse.recording import Movement, NeurofuseError, Recording, Signal
 from neurofuse.tokens import tokenize
-from neurofuse.windows import split
+from neurofuse.windows import split_windows
 
 STEP_S = 0.05
 EARLY = ["early", "early-mlp", "early-attention", "gru"]
@@ -42,7 +42,7 @@ def recording_of(movement, **streams):
 
 
 def cut(recording, *, jitter=None, max_lag_s=0.5, seed=0):
-    return split(
+    return split_windows(
         tokenize(recording), window_s=3.0, max_lag_s=max_lag_s, jitter=jitter, rng=np.random.default_rng(seed)
     )
 

@@ -381,7 +381,7 @@ class TrackedDecoder(TorchDecoder):
         # On lags drawn as in training, with augmentation.
         rng = np.random.default_rng([self.seed, 3])
         some = spread_over(check, N_CALIBRATED)
-        batches = [check.batch(some, rng=rng, roam=self.augment) for _ in range(CALIBRATION_DRAWS)]
+        batches = [check.batch(some, rng=rng, augment=self.augment) for _ in range(CALIBRATION_DRAWS)]
         own = self._log_liks(batches)
         mismatched = self._log_liks([mismatch_some(b, 1.0, rng) for b in batches])
         for c, attention in enumerate(self.network_.lag_attentions):
@@ -409,7 +409,7 @@ class TrackedDecoder(TorchDecoder):
         ]
 
     def draw_batch(self, X: Windows, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        batch = X.batch(rows, rng=rng, roam=self.augment)
+        batch = X.batch(rows, rng=rng, augment=self.augment)
         # Softmax attention, and one whose lag is given, have no unmatched state.
         if self.lag_model not in ("tracked", "constant"):
             return batch
