@@ -32,6 +32,7 @@ from neurofuse.recording import (
 )
 from neurofuse.scores import hit_tolerance_s, lag_scores, posterior_summary, r2_per_axis, stitch
 from neurofuse.tokens import Tokens, anchor_clock, tokenize
+from neurofuse.variables import labelled
 from neurofuse.windows import Split, Windows, cut, split
 
 METRICS_LAYOUT = "neurofuse-decode-1"
@@ -327,7 +328,7 @@ def prediction_table(
     }
     if ridge is not None:
         variables["ridge"] = (("time", "axis"), stitch(windows.first, ridge)[1].astype(np.float32))
-    return xr.Dataset(
+    table = xr.Dataset(
         variables,
         coords={"time": tokens.time_s(token), "axis": list(axes)},
         attrs={
@@ -338,6 +339,7 @@ def prediction_table(
             "decoder": decoder,
         },
     )
+    return labelled(table, movement=tokens.units)
 
 
 def alignment_table(
@@ -355,7 +357,7 @@ def alignment_table(
         found: dict[str, np.ndarray] = dict(posterior_summary(posterior, said.lag_s))
         found["posterior"] = posterior.astype(np.float32)
         if clock in said.match:
-            found["match"] = stitch(windows.first, said.match[clock])[1].astype(np.float32)
+            found["p_matched"] = stitch(windows.first, said.match[clock])[1].astype(np.float32)
         # Of overlapping windows the path is taken from the one that has the moment nearest its middle.
         step = token - windows.first[window]
         found["lag_path_s"] = said.lag_s[said.path[clock][window, step]]
@@ -383,10 +385,10 @@ def alignment_table(
     ).assign(window=("time", window))
     if said.rates:
         table = table.assign(
-            lag_drift=("clock", [said.rates[c].drift for c in clocks], {"units": "s/sqrt(s)"}),
-            lag_jumps=("clock", [said.rates[c].jumps for c in clocks], {"units": "1/s"}),
+            lag_drift=("clock", [said.rates[c].drift for c in clocks]),
+            lag_jumps=("clock", [said.rates[c].jumps for c in clocks]),
         )
-    return table if np.isfinite(table["true_lag_s"]).any() else table.drop_vars("true_lag_s")
+    return labelled(table if np.isfinite(table["true_lag_s"]).any() else table.drop_vars("true_lag_s"))
 
 
 def decodable(recording: Recording) -> Recording:

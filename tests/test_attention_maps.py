@@ -7,7 +7,7 @@ import pytest
 import torch
 import xarray as xr
 
-from neurofuse.attention_maps import LEVELS, _at_mean, attention, attention_scores, contribution
+from neurofuse.attention_maps import CREDIBLE_LEVELS, _at_mean, attention, attention_scores, contribution
 from neurofuse.decode import DecodeConfig, decode_recording
 from neurofuse.decoders.registry import make_decoder
 from neurofuse.jitters.lag_laws import WindowLag
@@ -70,7 +70,7 @@ def drifting_and_jumping(n_windows=400, n=100, *, strength=1.2, seed=0):
 def test_the_exact_posterior_of_a_known_chain_is_calibrated():
     posterior, true_s, window = drifting_and_jumping()
     found = attention_scores(table_of(posterior, true_s, window=window)).sel(clock="b")
-    np.testing.assert_allclose(found["coverage"], LEVELS, atol=0.025)
+    np.testing.assert_allclose(found["coverage"], CREDIBLE_LEVELS, atol=0.025)
     assert float(found["calibration_error"]) < 0.03
     filled = found["share"] > 0.02
     np.testing.assert_allclose(found["accuracy"][filled], found["confidence"][filled], atol=0.08)
@@ -92,7 +92,7 @@ def test_a_posterior_sharper_than_it_may_be_is_found_out():
     sharp = posterior**4
     vain = attention_scores(table_of(sharp, true_s)).sel(clock="b")
     assert float(vain["calibration_error"]) > float(honest["calibration_error"]) + 0.1
-    assert float(vain["coverage"].sel(level=0.9)) < 0.8
+    assert float(vain["coverage"].sel(credible_level=0.9)) < 0.8
     # The improper score would have rewarded it, and entropy praises it.
     assert float(vain["mass_on_truth"]) > float(honest["mass_on_truth"])
     assert float(vain["entropy"]) < float(honest["entropy"])
@@ -106,7 +106,7 @@ def test_a_uniform_posterior_knows_nothing_and_says_so():
     assert float(found["entropy"]) == pytest.approx(np.log(41))
     assert float(found["relative_entropy"]) == pytest.approx(1)
     assert float(found["flicker"]) == 0
-    np.testing.assert_allclose(found["coverage"], LEVELS, atol=0.03)
+    np.testing.assert_allclose(found["coverage"], CREDIBLE_LEVELS, atol=0.03)
     near = np.abs(true_s[:, None] - LAG_S) <= 0.05 + 1e-6
     assert float(found["mass_on_truth"]) == pytest.approx(near.mean())
 
@@ -163,7 +163,7 @@ def test_coverage_agrees_with_the_intervals_of_the_alignment():
         token_s=STEP_S,
     )  # fmt: skip
     found = attention_scores(table_of(posterior, true_s)).sel(clock="b")
-    assert float(found["coverage"].sel(level=0.9)) == pytest.approx(other["lag_coverage_90"], abs=0.005)
+    assert float(found["coverage"].sel(credible_level=0.9)) == pytest.approx(other["lag_coverage_90"], abs=0.005)
     assert 1 - float(found["anomaly_rate"]) == pytest.approx(other["lag_hit_rate"])
 
 
@@ -266,7 +266,7 @@ def test_the_alignment_of_a_decode_can_be_scored():
     result = decode_recording(systems(), config=config)
     found = attention_scores(result.alignment).sel(clock="b")
     # One window a lag, so the path of a still lag and the most probable lag differ little.
-    assert float(found["coverage"].sel(level=0.9)) == pytest.approx(
+    assert float(found["coverage"].sel(credible_level=0.9)) == pytest.approx(
         result.metrics["lag_coverage_90"], abs=0.02
     )
     assert float(found["known_share"]) == 1

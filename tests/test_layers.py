@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 # In flow order; a module may import those above it, and its neighbours in its own folder.
 FLOW = [
     "html",
+    "variables",
     "recording",
     "theory",
     "storage",

@@ -33,7 +33,7 @@ from neurofuse.jitters.kinds import parse_jitter
 from neurofuse.jitters.lag_laws import LAWS, LagLaw, LagTruth, parse_law
 from neurofuse.nets.device import check_device, use_threads
 from neurofuse.recording import NeurofuseError, Recording, Signal, Spikes, Stream, separate_lfp, split_units
-from neurofuse.scores import r2_per_axis
+from neurofuse.scores import hit_rate, r2_per_axis
 from neurofuse.storage import open_recording, save_recording
 from neurofuse.tokens import Tokens, tokenize
 from neurofuse.windows import Split, Windows, split
@@ -239,10 +239,9 @@ def measure(decoder: Decoder, test: Windows, config: StudyConfig) -> tuple[dict[
         if name in spot:
             out[name] = number(spot[name].mean())
     if "true_lag_s" in table:
-        error_s = np.abs(table["lag_path_s"].values - table["true_lag_s"].values)
-        known = error_s[np.isfinite(error_s)]
-        out["hit_rate"] = number((known <= spot.attrs["tolerance_s"]).mean()) if known.size else None
-        out["coverage_90"] = number(spot["coverage"].sel(level=0.9).values.mean())
+        path_s, true_s = table["lag_path_s"].values, table["true_lag_s"].values
+        out["hit_rate"] = number(hit_rate(path_s, true_s, tolerance_s=spot.attrs["tolerance_s"]))
+        out["coverage_90"] = number(spot["coverage"].sel(credible_level=0.9).values.mean())
     return out, table
 
 

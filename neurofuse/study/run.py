@@ -42,6 +42,7 @@ from neurofuse.study.coherence import CRITERION, critical_level
 from neurofuse.study.levels import AROUND, SHARES, Levels, largest, plan_levels
 from neurofuse.study.tasks import Record, Task, run_tasks
 from neurofuse.tokens import Tokens
+from neurofuse.variables import labelled
 
 LAYOUT = "neurofuse-study-1"
 # Measures of a cell beside R2, and their units.
@@ -275,7 +276,7 @@ def collect(
     level_value = np.full((len(plans), n_levels), np.nan)
     for row, plan in zip(level_value, plans.values(), strict=True):
         row[: len(plan.values)] = plan.values
-    return xr.Dataset(
+    table = xr.Dataset(
         {"r2": ((*dims, "axis"), r2)}
         | {name: (dims, values[name], {"units": unit}) for name, unit in MEASURES.items()}
         | {"status": (dims, status), "message": (dims, message)}
@@ -304,6 +305,7 @@ def collect(
             "max_lag_s": config.max_lag_s,
         },
     )
+    return labelled(table, level=" or ".join(dict.fromkeys(p.unit for p in plans.values())))
 
 
 def collect_maps(tasks: Sequence[Task], records: Mapping[str, Record]) -> xr.Dataset | None:
@@ -333,7 +335,7 @@ def collect_maps(tasks: Sequence[Task], records: Mapping[str, Record]) -> xr.Dat
     posterior = np.full((len(found), n_times, len(lag_s)), np.nan, dtype=np.float16)
     for row, f in zip(posterior, found, strict=True):
         row[: len(f["time_s"])] = unpacked(f)
-    return xr.Dataset(
+    table = xr.Dataset(
         {"posterior": (("cell", "time", "lag"), posterior)}
         | {name: (("cell", "time"), padded(name)) for name in ("time_s", "lag_path_s", "true_lag_s")},
         coords={"lag": lag_s}
@@ -343,6 +345,7 @@ def collect_maps(tasks: Sequence[Task], records: Mapping[str, Record]) -> xr.Dat
         }
         | {"level": ("cell", [f["level"] for f in found])},
     )
+    return labelled(table)
 
 
 def told(table: xr.Dataset) -> dict[str, Any]:
