@@ -1,4 +1,4 @@
-"""In: a fitted decoder and windows, or a table of lag posteriors. Out: attention over lags, its quality, and R2 by input.
+"""In: a fitted decoder and windows, or lag posteriors. Out: attention over lags, its quality, and contributions to R2.
 
 Attention over lags may lie on the truth or not, it may flicker, and it may be sharp and wrong, so no single number
 shows whether it works.

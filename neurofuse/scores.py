@@ -29,9 +29,7 @@ def r2_per_axis(target: np.ndarray, prediction: np.ndarray) -> FloatArray:
     return np.asarray(r2_score(target[known], prediction[known], multioutput="raw_values"), dtype=np.float64)
 
 
-def hit_tolerance_s(
-    token_s: float, *, bandwidth_hz: float | None = None, lag_step_s: float = 0.0
-) -> float:
+def hit_tolerance_s(token_s: float, *, bandwidth_hz: float | None = None, lag_step_s: float = 0.0) -> float:
     """Largest distance (s) between a lag and the truth that is a hit: one token, and never less than 50 ms.
 
     Parameters

@@ -38,7 +38,7 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "lag_drift": ("s/sqrt(s)", "drift rate of the lag"),
     "lag_jumps": ("1/s", "rate of jumps of the lag"),
     "fitted_lag_s": ("s", "lag by the fitted clock"),
-    "trusted": ("1", "1 where the posterior supports the fitted clock, else 0"),
+    "trusted": ("1", "1 where the posterior confirms the fitted clock, else 0"),
     # Measures of attention.
     "relative_entropy": ("1", "entropy of the lag posterior over that of a uniform one"),
     "flicker": ("1/s", "rate of changes of the most probable lag"),
@@ -63,6 +63,7 @@ VARIABLES: dict[str, tuple[str, str]] = {
     # Tuning.
     "feature": ("", "unit, or channel and band"),
     "stream": ("", "stream"),
+    "channel": ("", "unit or channel"),
     "band": ("", "frequency band"),
     "lead": ("s", "lead: time of the movement minus time of the feature"),
     "best_r2": ("1", "R² at the best lead"),

@@ -29,14 +29,14 @@ def planted():
     truth = [(0.5, 0.1, 0.0), (2.0, -0.2, 0.5), (-2.5, 0.0, 1.0), (0.0, 0.0, np.inf)]
     features = []
     for angle, lead_s, noise in truth:
-        wanted = velocity @ [np.cos(angle), np.sin(angle)]
-        wanted = np.roll(wanted, -round(lead_s * RATE_HZ))
+        signal = velocity @ [np.cos(angle), np.sin(angle)]
+        signal = np.roll(signal, -round(lead_s * RATE_HZ))
         hidden = smooth_noise(rng, n, 1)[:, 0]
         # Chance likeness between noise and movement would count as tuning.
         at_lead = np.roll(velocity, -round(lead_s * RATE_HZ), axis=0)
         hidden -= at_lead @ np.linalg.lstsq(at_lead, hidden, rcond=None)[0]
         hidden /= hidden.std()
-        features.append(hidden if np.isinf(noise) else wanted + noise * hidden)
+        features.append(hidden if np.isinf(noise) else signal + noise * hidden)
     names = ["c1 low", "c1 high", "c2 low", "c2 high"]
     power = Signal.from_array(
         np.stack(features, 1), clock="a", rate_hz=RATE_HZ, kind="power", name="lfp", channels=names
@@ -53,13 +53,13 @@ def test_directions_leads_and_shares_are_found(planted):
         assert float(table["preferred_rad"][k]) == pytest.approx(angle, abs=0.1)
         assert float(table["best_r2"][k]) == pytest.approx(1 / (1 + noise**2), abs=0.03)
     assert float(table["best_r2"][3]) < 0.1
-    assert table["part"].values.tolist() == ["c1", "c1", "c2", "c2"]
+    assert table["channel"].values.tolist() == ["c1", "c1", "c2", "c2"]
     assert table["band"].values.tolist() == ["low", "high", "low", "high"]
     at_best = table["r2"].sel(lead=table["best_lead_s"], method="nearest")
     np.testing.assert_allclose(at_best.values, table["best_r2"])
 
 
-def test_a_gap_is_left_out_and_not_taken_for_silence(tiny):
+def test_a_gap_is_left_out_and_not_taken_for_zeros(tiny):
     whole = tuning(tokenize(tiny))
     holes = tiny.but(
         streams=tuple(
@@ -110,7 +110,7 @@ def test_units_and_bands_are_drawn_as_they_are(planted, tiny):
 def test_without_movement_there_is_no_tuning(tiny, planted):
     with pytest.raises(NeurofuseError, match="no movement to be tuned to"):
         tuning(tokenize(tiny.but(movement=None)))
-    with pytest.raises(NeurofuseError, match="too few to tell tuning"):
+    with pytest.raises(NeurofuseError, match="too few to estimate tuning"):
         tuning(tokenize(tiny.between(0, 0.6)))
     with pytest.raises(NeurofuseError, match="holds no 'best_r2'"):
         plot_tuning(tuning(planted[0]).drop_vars("best_r2"))
