@@ -43,12 +43,12 @@ from neurofuse.errors import RecordingError as RecordingError
 from neurofuse.features import FeatureConfig as FeatureConfig
 from neurofuse.jitters.jitter import Jitter as Jitter
 from neurofuse.jitters.jitter import JitterTruth as JitterTruth
+from neurofuse.jitters.jitter import LagTruth as LagTruth
 from neurofuse.jitters.kinds import JITTERS as JITTERS
 from neurofuse.jitters.kinds import make_jitter as make_jitter
 from neurofuse.jitters.kinds import parse_jitter as parse_jitter
 from neurofuse.jitters.kinds import register_jitter as register_jitter
 from neurofuse.jitters.lag_laws import LagJitter as LagJitter
-from neurofuse.jitters.jitter import LagTruth as LagTruth
 from neurofuse.jitters.spikes import TimingJitter as TimingJitter
 from neurofuse.prepare import Prepared as Prepared
 from neurofuse.prepare import prepare_recording as prepare_recording

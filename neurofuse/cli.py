@@ -118,8 +118,10 @@ def _options(config: type[Settings]) -> type:
     rows: list[Any] = []
     for name, (flag, text, check, default) in flags(config).items():
         kind: Any = bool if isinstance(default, bool) else types.get(check, str)
-        more = {"converter": _whole} if kind is int else {}
-        shown = Parameter(name=flag, help=text, negative="", show_default=default is not None, **more)
+        convert = _whole if kind is int else None
+        shown = Parameter(
+            name=flag, help=text, negative="", show_default=default is not None, converter=convert
+        )
         rows.append(
             (name, Annotated[kind if default is not None else kind | None, shown], field(default=default))
         )

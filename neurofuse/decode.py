@@ -16,7 +16,7 @@ import xarray as xr
 
 from neurofuse.config import DecodeConfig, SplitSettings
 from neurofuse.decoders.base import Decoder, Prediction
-from neurofuse.decoders.registry import make_decoder, options_of
+from neurofuse.decoders.registry import decoder_classes, make_decoder, options_of
 from neurofuse.errors import NeurofuseError
 from neurofuse.features import FeatureConfig
 from neurofuse.html import card
@@ -35,6 +35,7 @@ from neurofuse.prepare import (
 from neurofuse.recording import Recording
 from neurofuse.scores import hit_tolerance_s, lag_scores, posterior_summary, r2_per_axis, stitch
 from neurofuse.tokens import Tokens
+from neurofuse.variables import labelled
 from neurofuse.windows import Split, Windows, cut_windows
 
 METRICS_LAYOUT = "neurofuse-decode-2"
@@ -144,7 +145,8 @@ def decode_recording(
             ridge = build_decoder("ridge", {}, config, seed=config.seed)
             ridge.fit(prepared.split.train, validation=prepared.split.validation)
             _, joined, _ = stitch(prepared.split.test.first, ridge.predict(prepared.split.test))
-            prediction = prediction.assign(ridge=(("time", "axis"), joined.astype(np.float32)))
+            ridge_movement = (("time", "axis"), joined.astype(np.float32))
+            prediction = labelled(prediction.assign(ridge=ridge_movement), movement=prediction.attrs["units"])
     metrics = _metrics(config, prepared, decoder, prediction, evaluation.alignment)
     return DecodeResult(metrics, prediction, evaluation.alignment, decoder, prepared.recording)
 
@@ -179,6 +181,9 @@ def build_decoder(
         "skew_ppm": settings.skew_ppm,
     }
     known = options_of(name)
+    if getattr(decoder_classes()[name], "lag_model", "") != "tracked":
+        # Only a lag that moves has rates.
+        known = {k: v for k, v in known.items() if k not in ("drift", "jumps", "skew_ppm")}
     given = {k: v for k, v in shared.items() if k in known and v is not None}
     return make_decoder(name, **(given | dict(options)))
 
@@ -308,7 +313,7 @@ def prediction_table(
     axes = axes or windows.tokens.axes
     tokens = windows.tokens
     target = tokens.movement[token] if tokens.axes else np.full(joined.shape, np.nan)
-    return xr.Dataset(
+    table = xr.Dataset(
         {
             "movement": (("time", "axis"), target.astype(np.float32)),
             "prediction": (("time", "axis"), joined.astype(np.float32)),
@@ -323,6 +328,7 @@ def prediction_table(
             "decoder": decoder,
         },
     )
+    return labelled(table, movement=tokens.units)
 
 
 def alignment_table(
@@ -370,7 +376,7 @@ def alignment_table(
             lag_drift=("clock", [predicted.rates[c].drift for c in clocks]),
             lag_jumps=("clock", [predicted.rates[c].jumps for c in clocks]),
         )
-    return table if np.isfinite(table["true_lag_s"]).any() else table.drop_vars("true_lag_s")
+    return labelled(table if np.isfinite(table["true_lag_s"]).any() else table.drop_vars("true_lag_s"))
 
 
 def _check_oracle(config: DecodeConfig, prepared: Prepared) -> None:

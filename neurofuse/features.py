@@ -8,6 +8,7 @@ done, and by how much each band is late, travels with the data in `attrs["featur
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from math import ceil, pi, sqrt
@@ -35,6 +36,8 @@ LOG_VARIANCE_SPREAD = 0.25
 MIN_CROWD = 4
 # Spectra for the line-noise ratio are taken from at most this much of the longest stretch.
 SPECTRUM_S = 60.0
+# Broadband signals are brought down to this before features are taken.
+LFP_RATE_HZ = 1000.0
 
 
 @dataclass(frozen=True)
@@ -326,6 +329,28 @@ def drop_bad(signal: Signal, quality: pd.DataFrame) -> Signal:
             f"{quality['why'].iloc[0]}); check the recording, or leave this stream out."
         )
     return signal if not bad.any() else signal.select(np.flatnonzero(~bad).tolist())
+
+
+def clean_lfp(
+    signal: Signal, *, causal: bool, keep: Collection[str] | None = None
+) -> tuple[Signal, pd.DataFrame]:
+    """LFP at a rate that features need no more of, its bad channels left out, and the quality of every channel.
+
+    Parameters
+    ----------
+    signal : Signal
+    causal : bool
+        Resample causally.
+    keep : collection of str, optional
+        Names of the channels to keep instead, bad or not; all of them if none is known.
+    """
+    if signal.rate_hz > 2.5 * LFP_RATE_HZ:
+        signal = resample(signal, LFP_RATE_HZ, causal=causal)
+    quality = channel_quality(signal)
+    if keep is None:
+        return drop_bad(signal, quality), quality
+    rows = [k for k, name in enumerate(signal.channels) if name in keep]
+    return (signal.select(rows) if rows else signal), quality
 
 
 def resample(signal: Signal, rate_hz: float, *, causal: bool = False) -> Signal:

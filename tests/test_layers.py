@@ -15,6 +15,7 @@ FLOW = [
     "errors",
     "config",
     "html",
+    "variables",
     "recording",
     "theory",
     "storage",

@@ -12,6 +12,7 @@ from neurofuse.alignment.clock_map import NEAR_S, ClockFit, ClockMap
 from neurofuse.lag.session import track_session
 from neurofuse.recording import FloatArray
 from neurofuse.scores import posterior_summary
+from neurofuse.variables import labelled
 
 # Baselines' lags are told this finely, seconds.
 FINER_S = 0.01
@@ -141,11 +142,11 @@ def lag_table(
     agrees = (posterior * near).sum(1) >= 0.5
     columns = {
         **{k: found[k] for k in ("lag_mean_s", "lag_q05_s", "lag_q95_s", "lag_map_s")},
-        "match": match,
+        "p_matched": match,
         "fitted_lag_s": fitted,
         "trusted": ((match >= 0.5) & (agrees | free)).astype(np.int8),
     }
-    return xr.Dataset(
+    table = xr.Dataset(
         {name: (("clock", "time"), np.asarray(v)[None]) for name, v in columns.items()}
         | {"posterior": (("clock", "time", "lag"), posterior[None].astype(np.float32))},
         coords={"clock": [clock], "time": time_s, "lag": heard.lag_s},
@@ -155,3 +156,4 @@ def lag_table(
             "half_width_s": fit.half_width_s,
         },
     )
+    return labelled(table)

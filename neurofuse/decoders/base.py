@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.metrics import r2_score
@@ -186,21 +186,19 @@ class Decoder(Checkpointed):
         return float(r2_score(target[known], movement[known], multioutput="uniform_average"))
 
     @classmethod
-    def options(cls) -> list[str]:
-        """Names of its settings, those of the classes that it extends among them."""
-        return sorted(
-            {
-                name
-                for kind in cls.__mro__
-                if issubclass(kind, Decoder) and "__init__" in vars(kind)
-                for name, p in signature(vars(kind)["__init__"]).parameters.items()
-                if p.kind is Parameter.KEYWORD_ONLY
-            }
-        )
+    def options(cls) -> dict[str, Any]:
+        """Its settings and their defaults by name, those of the classes that it extends among them."""
+        return {
+            name: p.default
+            for kind in reversed(cls.__mro__)
+            if issubclass(kind, Decoder) and "__init__" in vars(kind)
+            for name, p in sorted(signature(vars(kind)["__init__"]).parameters.items())
+            if p.kind is Parameter.KEYWORD_ONLY
+        }
 
     @classmethod
     def _get_param_names(cls) -> list[str]:
-        return cls.options()  # scikit-learn's own reads one __init__ only
+        return sorted(cls.options())  # scikit-learn's own reads one __init__ only
 
 
 def _check_type(X: object) -> None:

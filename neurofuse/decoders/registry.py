@@ -9,9 +9,12 @@ A package that defines decoders lists them among its entry points, and they are 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from inspect import Parameter, signature
+from math import inf
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,12 +79,23 @@ def registered_decoders() -> tuple[type[Decoder], ...]:
     return tuple(kind for kind in DECODERS.values() if kind not in elsewhere)
 
 
-def options_of(name: str) -> set[str]:
-    """Names of a decoder's settings."""
+def decoder_names() -> list[str]:
+    """Names of all decoders there are."""
+    return list(decoder_classes())
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """A decoder's settings and their defaults, by name.
+
+    Raises
+    ------
+    NeurofuseError
+        If there is no such decoder.
+    """
     kinds = decoder_classes()
     if name not in kinds:
         raise NeurofuseError(f"there is no decoder '{name}'; choose one of {', '.join(kinds)}.")
-    return set(kinds[name].options())
+    return kinds[name].options()
 
 
 def make_decoder(name: str, **options: Any) -> Decoder:
@@ -90,13 +104,47 @@ def make_decoder(name: str, **options: Any) -> Decoder:
     Raises
     ------
     NeurofuseError
-        If there is no such decoder, or it has no such option.
+        If there is no such decoder or option, or a value makes no sense.
     """
-    known = sorted(options_of(name))
-    for option in options:
-        if option not in known:
-            raise NeurofuseError(f"decoder '{name}' has no option '{option}'; it has {', '.join(known)}.")
+    check_options(name, options)
     return DECODERS[name](**options)
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that a decoder does not have, or whose values are unlike their defaults.
+
+    Raises
+    ------
+    NeurofuseError
+        If there is no such decoder or option, or a value makes no sense.
+    """
+    known = options_of(name)
+    for option, value in options.items():
+        if option not in known:
+            raise NeurofuseError(
+                f"decoder '{name}' has no option '{option}'; it has {', '.join(sorted(known))}."
+            )
+        if problem := _misfit(option, value, known[option]):
+            raise NeurofuseError(f"decoder '{name}': {option} must be {problem}, got {value!r}.")
+
+
+def _misfit(option: str, value: Any, default: Any) -> str:
+    """What a value should be, judged by the default of its option; empty if it is that."""
+    if value is None or default is Parameter.empty or value == default:
+        return ""
+    if isinstance(default, bool):
+        return "" if isinstance(value, bool) else "True or False"
+    if isinstance(default, int):
+        least = 0 if option == "seed" else 1
+        whole = isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+        return "" if whole else "a whole number of zero or more" if least == 0 else "a positive whole number"
+    if isinstance(default, str):
+        return "" if isinstance(value, str) else "a word"
+    many = list(value) if isinstance(default, (tuple, list)) and isinstance(value, (tuple, list)) else [value]
+    if isinstance(default, (tuple, list)) and not (isinstance(value, (tuple, list)) and many):
+        return "several numbers, such as (1, 4)"
+    fits = all(isinstance(x, Real) and not isinstance(x, bool) and 0 <= x < inf for x in many)
+    return "" if fits else "a number of zero or more" if len(many) == 1 else "numbers of zero or more"
 
 
 def load_decoder(folder: str | Path) -> Decoder:

@@ -35,7 +35,7 @@ from neurofuse.jitters.lag_laws import LagJitter
 from neurofuse.nets.device import use_threads
 from neurofuse.prepare import Tokenized, lfp_features_of, tokens_of, windows_of, with_two_clocks
 from neurofuse.recording import Recording, Signal, Spikes
-from neurofuse.scores import r2_per_axis
+from neurofuse.scores import hit_rate, r2_per_axis
 from neurofuse.storage import open_recording, save_recording
 from neurofuse.windows import Split
 
@@ -119,10 +119,9 @@ def measures_of(evaluation: Evaluation, config: StudyConfig) -> dict[str, Any]:
         if name in scores:
             out[name] = number(scores[name].mean())
     if "true_lag_s" in table:
-        error_s = np.abs(table["lag_path_s"].values - table["true_lag_s"].values)
-        known = error_s[np.isfinite(error_s)]
-        out["hit_rate"] = number((known <= scores.attrs["tolerance_s"]).mean()) if known.size else None
-        out["coverage_90"] = number(scores["coverage"].sel(level=0.9).values.mean())
+        path_s, true_s = table["lag_path_s"].values, table["true_lag_s"].values
+        out["hit_rate"] = number(hit_rate(path_s, true_s, tolerance_s=scores.attrs["tolerance_s"]))
+        out["coverage_90"] = number(scores["coverage"].sel(credible_level=0.9).values.mean())
     return out
 
 

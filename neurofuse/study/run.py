@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from neurofuse.config import FIXED, MAX_LAG_S, ORACLE, StudyConfig
+from neurofuse.config import FIXED, MAX_LAG_S, ORACLE, WINDOW_S, StudyConfig
 from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.kinds import parse_jitter
 from neurofuse.jitters.lag_laws import LagJitter
@@ -43,6 +43,7 @@ from neurofuse.study.coherence import CRITERION, critical_level
 from neurofuse.study.levels import AROUND, SHARES, Levels, largest, plan_levels
 from neurofuse.study.tasks import Record, Task, run_tasks
 from neurofuse.tokens import Tokens
+from neurofuse.variables import labelled
 
 LAYOUT = "neurofuse-study-1"
 
@@ -220,14 +221,15 @@ def _predicted(kind: str, content: bytes, config: StudyConfig, span_s: float) ->
     jitter = of_kind(kind)
     if jitter.acts_on == "clock":
         return float("nan")
-    top = largest(jitter.kind, jitter.unit, jitter.acts_on, span_s=span_s, max_lag_s=config.max_lag_s)
+    top = largest(jitter.kind, jitter.unit, jitter.acts_on, span_s=span_s, max_lag_s=_max_lag_s(config))
     settings = json.dumps(asdict(config))
 
     def jittered(level: float) -> Tokens:
         return tokens_at(content, settings, 0, "none", kind if level else None, level).tokens
 
     limit = min(AROUND * top, 0.99) if jitter.kind in SHARES else AROUND * top
-    return critical_level(jittered, largest=limit, window_s=config.window_s, max_lag_s=config.max_lag_s)[0]
+    window_s = WINDOW_S if config.window_s is None else config.window_s
+    return critical_level(jittered, largest=limit, window_s=window_s, max_lag_s=_max_lag_s(config))[0]
 
 
 def _map_levels(plan: Levels) -> list[int]:
@@ -277,7 +279,7 @@ def collect(
     level_value = np.full((len(plans), n_levels), np.nan)
     for row, plan in zip(level_value, plans.values(), strict=True):
         row[: len(plan.values)] = plan.values
-    return xr.Dataset(
+    table = xr.Dataset(
         {"r2": ((*dims, "axis"), r2)}
         | {name: (dims, values[name], {"units": unit}) for name, unit in MEASURES.items()}
         | {"status": (dims, status), "message": (dims, message)}
@@ -306,6 +308,7 @@ def collect(
             "max_lag_s": config.max_lag_s,
         },
     )
+    return labelled(table, level=" or ".join(dict.fromkeys(p.unit for p in plans.values())))
 
 
 def collect_maps(tasks: Sequence[Task], records: Mapping[str, Record]) -> xr.Dataset | None:
@@ -335,7 +338,7 @@ def collect_maps(tasks: Sequence[Task], records: Mapping[str, Record]) -> xr.Dat
     posterior = np.full((len(found), n_times, len(lag_s)), np.nan, dtype=np.float16)
     for row, f in zip(posterior, found, strict=True):
         row[: len(f["time_s"])] = unpacked(f)
-    return xr.Dataset(
+    table = xr.Dataset(
         {"posterior": (("cell", "time", "lag"), posterior)}
         | {name: (("cell", "time"), padded(name)) for name in ("time_s", "lag_path_s", "true_lag_s")},
         coords={"lag": lag_s}
@@ -345,6 +348,7 @@ def collect_maps(tasks: Sequence[Task], records: Mapping[str, Record]) -> xr.Dat
         }
         | {"level": ("cell", [f["level"] for f in found])},
     )
+    return labelled(table)
 
 
 def as_json(table: xr.Dataset) -> dict[str, Any]:
