@@ -114,7 +114,8 @@ def scenarios() -> list[str]:
 def tokens_of(data: str, causal: bool, seed: int) -> Tokens:
     """A data set as tokens, its clocks agreeing."""
     import neurofuse
-    from neurofuse.features import FeatureConfig, lfp_features
+    from neurofuse.config import FeatureConfig
+    from neurofuse.features import lfp_features
     from neurofuse.recording import separate_lfp, split_units
     from neurofuse.simulation import SimulationConfig, simulate
 

@@ -25,13 +25,14 @@ import xarray as xr
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from neurofuse.config import FeatureConfig
 from neurofuse.decoders.base import Decoder
 from neurofuse.decoders.early import EarlyNetwork
 from neurofuse.decoders.gradients import gradient_over_time, gradient_path, watch_gradients
 from neurofuse.decoders.neural import TorchDecoder
 from neurofuse.decoders.registry import make_decoder
 from neurofuse.decoders.tracked import LagNetwork
-from neurofuse.features import FeatureConfig, lfp_features
+from neurofuse.features import lfp_features
 from neurofuse.jitters.lag_laws import Offset
 from neurofuse.nets.encoders import TemporalBlock
 from neurofuse.report.figures.panel import BLACK, BLUE, GREEN, ORANGE, TITLE, VERMILLION, tidy

@@ -15,11 +15,11 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -135,7 +135,10 @@ if not TYPE_CHECKING:
     DecodeOptions = _options(DecodeConfig)
     StudyOptions = _options(StudyConfig)
     AlignOptions = _options(AlignConfig)
-DECODE_DEFAULTS, STUDY_DEFAULTS, ALIGN_DEFAULTS = DecodeOptions(), StudyOptions(), AlignOptions()
+DECODE_DEFAULTS, STUDY_DEFAULTS, ALIGN_DEFAULTS = (
+    cast(Callable[[], Any], kind)() for kind in (DecodeOptions, StudyOptions, AlignOptions)
+)
+
 
 # Options of how a command runs, not of what it computes.
 Threads = Annotated[

@@ -19,6 +19,7 @@ from neurofuse.config import (
     MAX_LAG_S,
     WINDOW_S,
     DecodeConfig,
+    FeatureConfig,
     PlantedSettings,
     Settings,
     SplitSettings,
@@ -27,7 +28,7 @@ from neurofuse.config import (
 from neurofuse.decoders.base import Decoder
 from neurofuse.decoders.registry import check_options
 from neurofuse.errors import NeurofuseError, RecordingError
-from neurofuse.features import FeatureConfig, clean_lfp, lfp_features
+from neurofuse.features import clean_lfp, lfp_features
 from neurofuse.jitters.jitter import Chain, Jitter, LagTruth, compose
 from neurofuse.jitters.kinds import parse_jitter
 from neurofuse.jitters.lag_laws import LagJitter, NoLag

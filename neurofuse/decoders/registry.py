@@ -136,14 +136,14 @@ def _misfit(option: str, value: Any, default: Any) -> str:
         return "" if isinstance(value, bool) else "True or False"
     if isinstance(default, int):
         least = 0 if option == "seed" else 1
-        whole = isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+        whole = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
         return "" if whole else "a whole number of zero or more" if least == 0 else "a positive whole number"
     if isinstance(default, str):
         return "" if isinstance(value, str) else "a word"
     many = list(value) if isinstance(default, (tuple, list)) and isinstance(value, (tuple, list)) else [value]
     if isinstance(default, (tuple, list)) and not (isinstance(value, (tuple, list)) and many):
         return "several numbers, such as (1, 4)"
-    fits = all(isinstance(x, Real) and not isinstance(x, bool) and 0 <= x < inf for x in many)
+    fits = all(isinstance(x, Real) and not isinstance(x, bool) and 0 <= float(x) < inf for x in many)
     return "" if fits else "a number of zero or more" if len(many) == 1 else "numbers of zero or more"
 
 

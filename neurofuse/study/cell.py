@@ -25,10 +25,9 @@ import xarray as xr
 from threadpoolctl import threadpool_limits
 
 from neurofuse.attention_maps import attention_scores
-from neurofuse.config import StudyConfig
+from neurofuse.config import FeatureConfig, StudyConfig
 from neurofuse.decode import Evaluation, build_decoder, evaluate, fit_and_evaluate
 from neurofuse.decoders.base import Decoder
-from neurofuse.features import FeatureConfig
 from neurofuse.jitters.jitter import Jitter
 from neurofuse.jitters.kinds import parse_jitter
 from neurofuse.jitters.lag_laws import LagJitter
