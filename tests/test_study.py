@@ -332,7 +332,7 @@ def test_a_folder_of_another_study_is_refused_and_the_same_is_resumed(two, tmp_p
 
 
 def test_a_scheduler_that_is_not_there_leaves_nothing(two, tmp_path):
-    with pytest.raises(NeurofuseError, match="no Dask scheduler answers at 'nowhere'"):
+    with pytest.raises(NeurofuseError, match="there is no Dask scheduler at 'nowhere'"):
         run_study(two, config=CHEAP, scheduler="nowhere", out=tmp_path / "deep" / "out")
     assert list(tmp_path.iterdir()) == []
 
