@@ -119,5 +119,5 @@ def test_a_loop_of_ones_own_gets_all_windows_of_a_recording(tiny):
 
 
 def test_windows_longer_than_the_recording_are_refused(tiny):
-    with pytest.raises(NeurofuseError, match="'simulation' has no stretch of 90 s; ask for shorter windows"):
+    with pytest.raises(NeurofuseError, match="'simulation' has no stretch of 90 s; use shorter windows"):
         window_loader(tiny, window_s=90.0)
