@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from data_loaders.formats import Format, LoadError, listed
@@ -18,6 +16,7 @@ from data_loaders.readers import (
     trial_data,
     trodes,
 )
+from neurofuse.extensions import from_packages
 
 # Formats that inspect the content come before the plain ones, which take any file of their suffix.
 BUILT_IN: dict[str, Format] = {
@@ -68,25 +67,16 @@ def register_format(format: Format) -> Format:
 
 @cache
 def _installed() -> dict[str, Format]:
-    """The formats of installed packages; one that cannot be used is left out with a warning, once per process."""
-    found: dict[str, Format] = {}
-    for point in entry_points(group=ENTRY_POINTS):
-        try:
-            added = point.load()
-            if not isinstance(added, Format):
-                raise TypeError(f"it is a {type(added).__name__}, not a data_loaders.Format")
-            if added.name in BUILT_IN:
-                raise ValueError(f"the format '{added.name}' is built in")
-        except Exception as error:
-            package = point.dist.name if point.dist is not None else point.value.partition(":")[0]
-            warnings.warn(
-                f"the file format '{point.name}' of the package '{package}' is left out ({error}); "
-                "update or uninstall that package.",
-                stacklevel=3,
-            )
-            continue
-        found[added.name] = added
-    return found
+    """The formats of installed packages, found once per process."""
+
+    def checked(found: object) -> Format:
+        if not isinstance(found, Format):
+            raise LoadError(f"it is a {type(found).__name__}, not a data_loaders.Format")
+        if found.name in BUILT_IN:
+            raise LoadError(f"the format '{found.name}' is built in")
+        return found
+
+    return {f.name: f for f in from_packages(ENTRY_POINTS, "format", checked)}
 
 
 def known_formats() -> dict[str, Format]:

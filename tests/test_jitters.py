@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from neurofuse import extensions
 from neurofuse.jitters import kinds
 from neurofuse.jitters.jitter import Chain, Jitter, JitterResult, LagTruth, Moved, compose
 from neurofuse.jitters.kinds import (
@@ -980,10 +981,8 @@ def test_jitters_of_installed_packages_are_found_once_and_a_broken_one_is_a_warn
     sound = EntryPoint("reversal", f"{__name__}:Reversal", kinds.GROUP)._for(Package())
     broken = EntryPoint("gone", "no_such_module:Gone", kinds.GROUP)._for(Package())
     n_searches = []
-    monkeypatch.setattr(kinds, "entry_points", lambda group: n_searches.append(group) or (broken, sound))
-    with pytest.warns(
-        UserWarning, match=r"'gone' of the installed package 'lab-jitters' was left out: No module"
-    ):
+    monkeypatch.setattr(extensions, "entry_points", lambda group: n_searches.append(group) or (broken, sound))
+    with pytest.warns(UserWarning, match=r"'gone' of the package 'lab-jitters' is left out \(No module"):
         assert parse_jitter("reversal:0.1") == Reversal(0.1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from data_loaders import FileInfo, Format, Item, LoadError, Request, detect, info, load, register_format
+from neurofuse import extensions
 from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes
 
 ROOT = Path(__file__).parent.parent
@@ -250,7 +251,9 @@ TAKEN = Format("nix", (".toy",), read_numbers)
 
 def with_entry_point(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     point = EntryPoint("toy", f"{__name__}:{name}", detect.ENTRY_POINTS)
-    monkeypatch.setattr(detect, "entry_points", lambda group: [point] if group == "neurofuse.formats" else [])
+    monkeypatch.setattr(
+        extensions, "entry_points", lambda group: [point] if group == "neurofuse.formats" else []
+    )
 
 
 def test_a_format_of_another_package_is_found_by_its_entry_point(tmp_path, monkeypatch):

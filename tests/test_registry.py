@@ -9,6 +9,7 @@ import torch
 from sklearn.base import clone
 from torch import nn
 
+from neurofuse import extensions
 from neurofuse.decoders import registry
 from neurofuse.decoders.base import Decoder, Prediction
 from neurofuse.decoders.classical import StateSpace
@@ -200,7 +201,7 @@ def test_decoders_of_installed_packages_are_loaded_once_and_a_broken_one_is_repo
             EntryPoint("broken", "no_such_package.decoders:Broken", group),
         ]
 
-    registered.setattr(registry, "entry_points", listed)
+    registered.setattr(extensions, "entry_points", listed)
     with pytest.warns(
         UserWarning, match=r"'broken' of the package 'no_such_package\S*' is left out"
     ) as caught:

@@ -8,10 +8,8 @@ A package that defines decoders lists them among its entry points, and they are 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import entry_points
 from inspect import Parameter, signature
 from math import inf
 from numbers import Integral, Real
@@ -34,7 +32,8 @@ from neurofuse.decoders.tracked import (  # fmt: skip
     SoftmaxDecoder,
     TrackedDecoder,
 )
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
+from neurofuse.extensions import from_packages, same_definition
 
 BUILT_IN: tuple[type[Decoder], ...] = (
     TrackedDecoder, ConstantDecoder, SoftmaxDecoder, BidirectionalSoftmaxDecoder, OracleDecoder,
@@ -59,7 +58,7 @@ def register_decoder(cls: D) -> D:
     _check_class(cls)
     known = DECODERS.get(cls.name, cls)
     # A class that is defined again, as in a notebook, replaces itself.
-    if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+    if not same_definition(known, cls):
         raise NeurofuseError(
             f"the name '{cls.name}' is taken by {known.__module__}.{known.__qualname__}; give {cls.__name__} another."
         )
@@ -175,17 +174,8 @@ Decoder.from_pretrained = staticmethod(load_decoder)
 
 @cache
 def _installed() -> tuple[type[Decoder], ...]:
-    """Classes that installed packages list, loaded once; one that fails is left out with a warning."""
-    found = []
-    for point in entry_points(group="neurofuse.decoders"):
-        try:
-            found.append(register_decoder(point.load()))
-        except Exception as error:
-            package = point.dist.name if point.dist else point.value
-            warnings.warn(
-                f"decoder '{point.name}' of the package '{package}' is left out: {error}", stacklevel=3
-            )
-    return tuple(found)
+    """Classes that installed packages list, loaded once."""
+    return tuple(from_packages("neurofuse.decoders", "decoder", register_decoder))
 
 
 def _check_class(cls: Any) -> None:

@@ -20,8 +20,9 @@ import numpy as np
 import xarray as xr
 
 from neurofuse.config import FIXED, MAX_LAG_S, ORACLE, WINDOW_S, StudyConfig
+from neurofuse.decoders.registry import registered_decoders
 from neurofuse.errors import NeurofuseError
-from neurofuse.jitters.kinds import parse_jitter
+from neurofuse.jitters.kinds import parse_jitter, registered_jitters
 from neurofuse.jitters.lag_laws import LagJitter
 from neurofuse.prepare import check_names, check_reach, clean_recording, windows_of
 from neurofuse.recording import Recording
@@ -31,6 +32,7 @@ from neurofuse.study.cell import (
     at_level,
     digest,
     generator,
+    install,
     is_lag,
     of_kind,
     packed_recording,
@@ -120,6 +122,8 @@ def run_study(
             jobs=jobs,
             scheduler=scheduler,
             progress=progress,
+            extensions=(*registered_decoders(), *registered_jitters()),
+            install=install,
         )
         table = collect(config, plans, tasks, records, axes=ready.movement.axes if ready.movement else ())
         table.attrs |= {"recording": recording.name, "settings": json.dumps(settings)}
