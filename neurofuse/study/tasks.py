@@ -485,7 +485,7 @@ class _Cluster:
         """The error that ends a run."""
         return NeurofuseError(
             f"the cluster at '{self.address}' {reason}; finished cells are kept in '{self.folder}', and --resume "
-            "continues from them once the cluster is back."
+            "continues from them."
         )
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -538,8 +538,9 @@ class _Cluster:
             # Nobody else knows these futures, so a cancelled one means that scheduler or connection are gone.
             raise self.lost(f"has closed the connection ({_one_line(error)})") from None
         except Exception as error:
+            reason = _one_line(f"{type(error).__name__}: {error}")
             raise self.lost(
-                f"cannot run the tasks ({_one_line(f'{type(error).__name__}: {error}')})"
+                f"cannot run the tasks ({reason}): its workers need the packages of this one"
             ) from None
 
     def check(self) -> None:
