@@ -274,13 +274,11 @@ class Jitter:
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.level):
-            raise NeurofuseError(
-                f"jitter '{self.kind}': the level cannot be {self.level:g}; give a finite number."
-            )
+            raise NeurofuseError(f"jitter '{self.kind}:{self.level:g}': the level must be a finite number.")
         if self.level < 0 and not self.signed:
             size = "a size" if self.unit == "1" else f"a size in {self.unit}"
             raise NeurofuseError(
-                f"jitter '{self.kind}': the level is {size} and cannot be {self.level:g}; give zero or more."
+                f"jitter '{self.kind}:{self.level:g}': the level is {size} and cannot be negative; give zero or more."
             )
 
     def targets(self, recording: Recording) -> tuple[str, ...]:

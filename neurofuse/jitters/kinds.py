@@ -245,11 +245,13 @@ def parse_lag(text: str) -> LagJitter:
     NeurofuseError
         If the text cannot be read, or is another kind of jitter.
     """
-    jitter = parse_jitter(text)
+    kind = text.partition(":")[0].strip()
+    jitter = parse_jitter(text) if is_lag(kind) else None
     if not isinstance(jitter, LagJitter):
-        raise NeurofuseError(
-            f"jitter '{text}' is no lag law; choose one of {', '.join(k for k in JITTERS if is_lag(k))}."
+        problem = (
+            f"jitter '{text}' is no lag law" if kind in JITTERS else f"unknown jitter '{kind}' in '{text}'"
         )
+        raise NeurofuseError(f"{problem}; choose one of {', '.join(k for k in JITTERS if is_lag(k))}.")
     return jitter
 
 
