@@ -210,7 +210,7 @@ def over_time_and_training(parts: Split, *, n_steps: int) -> xr.Dataset:
         after.append(gradient_over_time(decoder, few)["gradient_norm"][1])
         norms = watch.table()["gradient_norm"]
         # Layers of different networks are compared by what they get of what there is.
-        course.append(norms.sel(module=first_layer(words["fusion"], 1)) / norms.sel(module="head.leave"))
+        course.append(norms.sel(module=first_layer(words["fusion"], 1)) / norms.sel(module="head.output"))
         r2.append(decoder.score(parts.test))
     architecture = xr.Variable("architecture", list(TIMED))
 

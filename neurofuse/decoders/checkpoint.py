@@ -20,7 +20,7 @@ from neurofuse.recording import NeurofuseError
 LAYOUT = "neurofuse-decoder-2"
 # How a decoder was run, not what it is: left out of a checkpoint, which may be read on another machine.
 NOT_KEPT = ("device", "progress")
-# Sizes and names that `Decoder.learn_scales` sets beside the scales.
+# Sizes and names that `Decoder.learn_scales` sets together with the scales.
 LEARNED = ("features", "clocks", "n_axes", "token_s", "max_lag")
 
 
@@ -126,6 +126,11 @@ class Checkpointed(BaseEstimator):
             "parameters": {k: v for k, v in self.get_params().items() if k not in NOT_KEPT},
         } | {name: getattr(self, f"{name}_") for name in LEARNED}
         return write_checkpoint(folder, config, state, card or self._model_card())
+
+    def copy_scales(self, other: Checkpointed) -> None:
+        """Take over scales and sizes of a decoder that was fitted on the same windows."""
+        for name in (*(f"{x}_" for x in LEARNED), "input_scales_", "movement_scale_"):
+            setattr(self, name, getattr(other, name))
 
     def restore_checkpoint(self, config: dict[str, Any], state: dict[str, np.ndarray]) -> None:
         """Take over what a checkpoint holds; the settings are given already."""

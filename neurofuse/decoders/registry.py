@@ -16,31 +16,12 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
 
-from neurofuse.decoders.align_first import AlignEarlyDecoder, AlignRidgeDecoder
-from neurofuse.decoders.autoregressive import AutoregressiveDecoder
 from neurofuse.decoders.base import Decoder
+from neurofuse.decoders.built_in import BUILT_IN
 from neurofuse.decoders.checkpoint import read_checkpoint
-from neurofuse.decoders.classical import KalmanDecoder, WienerCascadeDecoder
-from neurofuse.decoders.early import EarlyAttentionDecoder, EarlyDecoder, EarlyMLPDecoder, GRUDecoder
-from neurofuse.decoders.late import LateDecoder, LateVarianceDecoder, LFPDecoder, SpikesDecoder
-from neurofuse.decoders.perceiver import PerceiverDecoder
-from neurofuse.decoders.ridge import RidgeDecoder
-from neurofuse.decoders.tracked import (  # fmt: skip
-    BidirectionalSoftmaxDecoder,
-    ConstantDecoder,
-    OracleDecoder,
-    SoftmaxDecoder,
-    TrackedDecoder,
-)
 from neurofuse.errors import NeurofuseError
 from neurofuse.extensions import from_packages, same_definition
 
-BUILT_IN: tuple[type[Decoder], ...] = (
-    TrackedDecoder, ConstantDecoder, SoftmaxDecoder, BidirectionalSoftmaxDecoder, OracleDecoder,
-    AutoregressiveDecoder, PerceiverDecoder, EarlyDecoder, EarlyMLPDecoder, EarlyAttentionDecoder, GRUDecoder,
-    LateDecoder, LateVarianceDecoder, SpikesDecoder, LFPDecoder, RidgeDecoder, WienerCascadeDecoder, KalmanDecoder,
-    AlignRidgeDecoder, AlignEarlyDecoder,
-)  # fmt: skip
 # Registered so far; those of installed packages join at the first call of `decoder_classes`.
 DECODERS: dict[str, type[Decoder]] = {kind.name: kind for kind in BUILT_IN}
 D = TypeVar("D", bound=type[Decoder])
@@ -183,7 +164,7 @@ def _check_class(cls: Any) -> None:
     if not (isinstance(cls, type) and issubclass(cls, Decoder)):
         raise NeurofuseError(f"{getattr(cls, '__name__', cls)!r} is not a subclass of neurofuse.Decoder.")
     if not (isinstance(cls.name, str) and cls.name):
-        raise NeurofuseError(f"{cls.__name__} has no name; set its class attribute `name` to a word.")
+        raise NeurofuseError(f"{cls.__name__} has no name; set its class attribute `name`.")
     own = list(signature(cls.__init__).parameters.values())[1:] if cls.__init__ is not object.__init__ else []
     own = [p for p in own if p.kind is not Parameter.VAR_KEYWORD]
     for p in own:
