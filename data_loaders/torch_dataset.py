@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from neurofuse.recording import NeurofuseError, Recording
 from neurofuse.tokens import tokenize
-from neurofuse.windows import Windows, cut
+from neurofuse.windows import Windows, cut_windows
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +122,7 @@ def window_loader(
         If no window fits.
     """
     tokens = tokenize(recording, token_s=token_s)
-    windows = cut(
+    windows = cut_windows(
         tokens,
         window_s=window_s,
         stride_s=stride_s,

@@ -18,6 +18,8 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from neurofuse.errors import NeurofuseError as NeurofuseError
+from neurofuse.errors import RecordingError as RecordingError
 from neurofuse.html import card, coverage
 
 FloatArray = NDArray[np.float64]
@@ -28,14 +30,6 @@ StreamRole = Literal["spikes", "lfp"]
 
 # A pause longer than this many sample intervals is a gap in the recording, not timing noise.
 GAP_SAMPLES = 1.5
-
-
-class NeurofuseError(ValueError):
-    """An input that cannot be used; the message states what is wrong, what was given and what would be right."""
-
-
-class RecordingError(NeurofuseError):
-    """A recording, or a part of one, that does not hold together."""
 
 
 def as_seconds(times: ArrayLike, *, what: str) -> FloatArray:
