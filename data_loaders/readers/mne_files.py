@@ -106,8 +106,8 @@ def _segments(path: Path, n_samples: int, rate_hz: float) -> tuple[list[tuple[in
             dated = False
             start_s = end_s + UNKNOWN_GAP_S
         out.append((first, start_s))
-    how = "their dates" if dated else f"{UNKNOWN_GAP_S:g} s apart, since their dates do not place them"
-    return out, f"{len(out)} segments, placed by {how}"
+    how = "by their dates" if dated else f"{UNKNOWN_GAP_S:g} s apart, since they have no dates in order"
+    return out, f"{len(out)} segments, placed {how}"
 
 
 def _moment(date: str) -> datetime:
