@@ -249,7 +249,7 @@ class Format:
         In place of `read`: reads what `request` names, through `Request.pick`, so that the rest of a large file stays
         unread; and has the options of `load` (bin width, rate, unit of time, missing samples).
     sniff : callable, (path) -> bool, optional
-        Whether the content is of this format, where several claim a suffix; without it the suffix alone decides.
+        Whether the content is of this format, where several claim a suffix; without it the suffix decides.
     family : callable, (path) -> path, optional
         The path that stands for all files written on one clock together with this one.
     plain : bool

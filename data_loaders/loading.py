@@ -319,7 +319,7 @@ def _read(job: _Job, request: Request) -> Recording:
     if absent or not held:
         what = absent[0] if absent else "spikes, LFP or movement"
         raise LoadError(
-            f"'{job.path.name}' ({chosen.name}) offers no {what} by itself; see what it holds with "
+            f"'{job.path.name}' ({chosen.name}) offers no {what} by default; list what it holds with "
             "'neurofuse info', then pass PATH::NAME."
         )
     return part

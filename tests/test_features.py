@@ -133,7 +133,7 @@ def test_a_causal_feature_does_not_change_when_the_future_is_corrupted(
     past = before.time_s < cut / RATE_HZ - 1e-9
     assert past.any()
     np.testing.assert_array_equal(before.data.values[past], after.data.values[past])
-    # The stamp is that of the newest sample: the next one already knows.
+    # The stamp is that of the newest sample: the next one is already changed.
     assert (before.data.values[~past] != after.data.values[~past]).any(axis=1).all()
 
 

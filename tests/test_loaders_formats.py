@@ -153,7 +153,7 @@ def test_what_leaves_nothing_is_refused_in_one_sentence(tmp_path):
         LoadError, match=r"nothing is left of 'a\.toy' \(toy\) without its movement and spikes"
     ):
         load(tmp_path / "a.toy", spikes="none", movement="none")
-    with pytest.raises(LoadError, match=r"'a\.toy' \(toy\) offers no lfp by itself"):
+    with pytest.raises(LoadError, match=r"'a\.toy' \(toy\) offers no lfp by default"):
         load(None, lfp=tmp_path / "a.toy", spikes=tmp_path / "a.toy")
 
 

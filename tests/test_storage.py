@@ -10,7 +10,7 @@ from neurofuse.storage import open_recording, save_recording, whole_file
 
 
 def full() -> Recording:
-    """Three clocks, gaps, silent units, an empty stream, trials with text, numbers and switches."""
+    """Three clocks, gaps, units without spikes, an empty stream, trials with text, numbers and switches."""
     rng = np.random.default_rng(0)
     units = pd.DataFrame({"name": ["a", "b"], "depth/mm": [0.1, np.nan], "good": [True, False]})
     spikes = Spikes.from_trains(
