@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from importlib.metadata import version
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def read_checkpoint(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.nd
 
 
 class Checkpointed(BaseEstimator):
-    """The part of `Decoder` that is about disk and notebooks."""
+    """The part of `Decoder` that is about its settings, its checkpoint, and how a notebook shows it."""
 
     name = ""
     features_: list[list[str]]
@@ -103,6 +104,21 @@ class Checkpointed(BaseEstimator):
     max_lag_: int
     input_scales_: list[Scale]
     movement_scale_: Scale
+
+    @classmethod
+    def options(cls) -> dict[str, Any]:
+        """Its settings and their defaults by name, those of the classes that it extends among them."""
+        return {
+            name: p.default
+            for kind in reversed(cls.__mro__)
+            if issubclass(kind, Checkpointed) and "__init__" in vars(kind)
+            for name, p in sorted(signature(vars(kind)["__init__"]).parameters.items())
+            if p.kind is Parameter.KEYWORD_ONLY
+        }
+
+    @classmethod
+    def _get_param_names(cls) -> list[str]:
+        return sorted(cls.options())  # scikit-learn's own reads one __init__ only
 
     def state(self) -> dict[str, np.ndarray]:
         """What was learned, arrays by name; settings and scales are kept without it."""

@@ -47,16 +47,12 @@ class TorchDecoder(Decoder):
         trained with it can decode where a stream fails. Nothing happens with a single clock.
     balance : "none" or "ogm-ge"
         Slow the encoder of a clock that is ahead; see `update_scales`.
-    n_steps : int
-        Most gradient steps taken.
-    batch_size : int
-        Windows per step.
+    n_steps, batch_size : int
+        Most gradient steps taken, and windows per step.
     learning_rate, weight_decay : float
         Of AdamW; the rate warms up, then falls along a cosine.
-    patience : int
-        Validation checks without improvement before stopping.
-    check_every : int
-        Steps between validation checks.
+    patience, check_every : int
+        Validation checks without improvement before stopping, and gradient steps between checks.
     causal : bool
         Decode from the past alone.
     seed : int

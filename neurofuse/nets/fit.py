@@ -28,9 +28,7 @@ def warm_cosine(optimizer: torch.optim.Optimizer, n_steps: int) -> LRScheduler:
     n_warm = max(1, n_steps // 20)
     return LambdaLR(
         optimizer,
-        lambda step: min(
-            (step + 1) / n_warm, 0.5 * (1 + math.cos(math.pi * min(step / n_steps, 1.0))) + 0.01
-        ),
+        lambda k: min((k + 1) / n_warm, 0.5 * (1 + math.cos(math.pi * min(k / n_steps, 1.0))) + 0.01),
     )
 
 
@@ -67,8 +65,6 @@ def fit_network(
     progress: bool = False,
 ) -> dict[str, list[float]]:
     """Train by AdamW; stop early; leave the network in evaluation mode with the weights of its best check.
-
-    Layers that draw from torch's global generators are reproducible if the call stands in a `seeded` block.
 
     Parameters
     ----------
