@@ -127,7 +127,7 @@ def save_alignment(found: Alignment, folder: Path) -> None:
             "lag_s": found.clock.lag_s(time_s),
             "seen_low_s": one["lag_q05_s"].values,
             "seen_high_s": one["lag_q95_s"].values,
-            "match": one["match"].values,
+            "match": one["p_matched"].values,
             "trusted": one["trusted"].values.astype(bool),
         }
     ).to_csv(folder / "clock.csv", index=False, float_format="%.6f")

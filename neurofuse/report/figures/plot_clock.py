@@ -117,7 +117,9 @@ def plot_clock(
     legend_above(rest)
 
     match = panels[2]
-    match.plot(*broken_line(time_s, one["match"].values, gaps), color=BLACK, lw=1.2, label="streams match")
+    match.plot(
+        *broken_line(time_s, one["p_matched"].values, gaps), color=BLACK, lw=1.2, label="streams match"
+    )
     _shade(match, time_s, step_s, distrusted)
     for j in found.jumps:
         match.axvspan(j.time_low_s, j.time_high_s, color=VERMILLION, alpha=0.5, lw=0)
