@@ -80,7 +80,7 @@ def run(name: str, seed: int, critical: float) -> list[float]:
         tokens, window_s=WINDOW_S, max_lag_s=MAX_LAG_S, train=0.8, validation=0.15, jitter=law, rng=rng
     )
     # The law is about one lag a window, so no other is met in training.
-    decoder = make_decoder(name, seed=seed, alone=False, roam=0.0)
+    decoder = make_decoder(name, seed=seed, unimodal=False, augment=0.0)
     decoder.fit(parts.train, validation=parts.validation)
     hits = []
     for k, factor in enumerate(FACTORS):

@@ -69,9 +69,9 @@ def network(max_lag: int, *, lag_steps: int = 1) -> LagNetwork:
         kernel=5,
         dilations=(1, 4),
         dropout=0.0,
-        chain="tracked",
-        lag_steps=lag_steps,
-        every=4,
+        lag_model="tracked",
+        fine_lags_per_token=lag_steps,
+        tokens_per_block=4,
         bidirectional=False,
         causal=False,
     ).eval()

@@ -110,7 +110,16 @@ class ArrangedDecoder(TorchDecoder):
         shared["dropout"] = self.dropout
         if self.fusion == "cross":
             net: Any = LagNetwork(
-                n_inputs, n_axes, max_lag, n_heads=4, head_width=8, chain="softmax", every=1, **shared
+                n_inputs,
+                n_axes,
+                max_lag,
+                n_heads=4,
+                head_width=8,
+                lag_model="softmax",
+                fine_lags_per_token=1,
+                tokens_per_block=1,
+                bidirectional=False,
+                **shared,
             )
             encoders, n_each = list(net.encoders), (self.depth - HEAD) // 2
         else:

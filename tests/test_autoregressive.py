@@ -92,7 +92,7 @@ def test_weights_cover_every_band_and_sum_to_one_over_all_clocks():
     total = sum(w.sum(-1) for w in attention.weights)
     torch.testing.assert_close(total, torch.ones_like(total))
     other = attention.weights[1].sum(1)
-    torch.testing.assert_close(attention.posteriors[0], other / other.sum(-1, keepdim=True))
+    torch.testing.assert_close(attention.p_lag[0], other / other.sum(-1, keepdim=True))
 
 
 @pytest.mark.parametrize("causal", [False, True])

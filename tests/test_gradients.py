@@ -160,7 +160,7 @@ def test_looking_at_an_unfitted_decoder_shows_where_training_starts(parts):
 
 def test_watching_changes_nothing_and_leaves_nothing_behind(parts):
     # Every stream in every window, so that every module learns at every step.
-    whole = {"modality_dropout": 0.0, "foreign": 0.0}
+    whole = {"modality_dropout": 0.0, "mismatched": 0.0}
     decoder = make_decoder("tracked", width=8, n_steps=12, check_every=5, batch_size=8, **whole)
     alone = clone(decoder).fit(parts.train, validation=parts.validation)
     with watch_gradients(decoder) as watch:

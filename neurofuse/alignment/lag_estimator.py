@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 
 from neurofuse.decoders.base import Scale
 from neurofuse.lag.attention import LagAttention
-from neurofuse.lag.calibration import LagLogLik, adapt_rates, calibrate
-from neurofuse.lag.hmm import HMMRates, LagPosterior, constant_posterior, joint_log_lik, smooth
+from neurofuse.lag.calibration import calibrate
+from neurofuse.lag.hmm import LagLogLik, LagPosterior, constant_posterior
 from neurofuse.lag.losses import alignment_loss, mismatch_some
 from neurofuse.nets.encoders import StreamEncoder, encode, initialise
 from neurofuse.windows import EDGE_TOKENS, Batch, Windows
@@ -58,9 +58,9 @@ class LagEstimatorNetwork(nn.Module):
             n_heads=n_heads,
             head_width=head_width,
             max_lag=max_lag,
-            chain="constant",
-            lag_steps=lag_steps,
-            every=1,
+            lag_model="constant",
+            fine_lags_per_token=lag_steps,
+            tokens_per_block=1,
             bidirectional=False,
             causal=False,
         )
@@ -74,7 +74,7 @@ class LagEstimatorNetwork(nn.Module):
         _, query_in = encode(self.encoders[0], values[0][:, own], own_present)
         _, key_in = encode(self.encoders[1], values[1], present[1])
         query, key = self.attention.queries(query_in, own_present), self.attention.keys(key_in, present[1])
-        log_lik, unmatched = self.attention.evidence(query, key)
+        log_lik, unmatched = self.attention.log_lik(query, key)
         inner = slice(EDGE_TOKENS, log_lik.shape[1] - EDGE_TOKENS)
         # Where either stream is absent there is no evidence.
         both = own_present[:, inner] & present[1].any(1, keepdim=True)
@@ -235,8 +235,8 @@ class LagEstimator:
         return losses[0] + losses[1]
 
     def _posterior(self, log_lik_BTL: Tensor, unmatched_BT: Tensor) -> LagPosterior:
-        track = self.network_.attention.track
-        return constant_posterior(log_lik_BTL, unmatched_BT, track.rates, track.up_LG, causal=False)
+        hmm = self.network_.attention.hmm
+        return constant_posterior(log_lik_BTL, unmatched_BT, hmm.rates, hmm.to_fine_LG, causal=False)
 
     def _calibrate(self, validation: Windows, residual: np.ndarray) -> None:
         rng = np.random.default_rng([self.seed, 23])
@@ -248,7 +248,7 @@ class LagEstimator:
         mismatched = [self._log_lik(mismatch_some(b, 1.0, rng)) for b in batches]
         attention = self.network_.attention
         calibrate(
-            attention.track,
+            attention.hmm,
             self._posterior,
             LagLogLik(*(torch.cat(x) for x in zip(*own, strict=True))),
             LagLogLik(*(torch.cat(x) for x in zip(*mismatched, strict=True))),
@@ -311,24 +311,3 @@ def _inside(present: np.ndarray, reach: int, rows: np.ndarray) -> np.ndarray:
 
 def _portions(n: int, size: int) -> list[np.ndarray]:
     return [np.arange(k, min(n, k + size)) for k in range(0, n, size)]
-
-
-def track_session(
-    log_lik_NG: np.ndarray, unmatched_N: np.ndarray, *, adapt: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Posterior of the lag, (N, G), and of matched streams, (N,), along a session, by the HMM of the tracked decoder.
-
-    Parameters
-    ----------
-    log_lik_NG, unmatched_N : ndarray
-        Log-likelihood of each lag, and of unmatched streams.
-    adapt : bool
-        Estimate drift and jumps from the session; otherwise both are low.
-    """
-    block = joint_log_lik(*(torch.as_tensor(x[None], dtype=torch.float32) for x in (log_lik_NG, unmatched_N)))
-    # Drift in grid steps per window; probabilities of a jump, of losing and of regaining a match.
-    drift, jump, unmatch, rematch = torch.tensor([0.5, 1e-3, 0.01, 0.1]).unbind()
-    rates = HMMRates(drift, jump, unmatch, rematch, torch.zeros(block.shape[-1]))
-    with torch.no_grad():
-        found = smooth(block, adapt_rates(rates, block) if adapt else rates)
-    return found.lag_BTG[0].double().numpy(), found.match_BT[0].double().numpy()

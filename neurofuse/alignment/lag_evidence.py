@@ -9,7 +9,7 @@ import xarray as xr
 from scipy.interpolate import make_interp_spline
 
 from neurofuse.alignment.clock_map import NEAR_S, ClockFit, ClockMap
-from neurofuse.alignment.lag_estimator import track_session
+from neurofuse.lag.session import track_session
 from neurofuse.recording import FloatArray
 from neurofuse.scores import posterior_summary
 
@@ -118,7 +118,11 @@ def track(evidence: LagEvidence, *, adapt: bool) -> tuple[FloatArray, FloatArray
     With `adapt`, drift and jumps of the lag are estimated from the session.
     """
     rows = evidence.merged(evidence.windows_per_row)
-    return (rows.time_s, *track_session(rows.log_lik, rows.unmatched, adapt=adapt))
+    lag_step_s = float(rows.lag_s[1] - rows.lag_s[0])
+    posterior, p_matched = track_session(
+        rows.log_lik, rows.unmatched, row_s=rows.window_s, lag_step_s=lag_step_s, adapt=adapt
+    )
+    return rows.time_s, posterior, p_matched
 
 
 def lag_summary(posterior: FloatArray, lag_s: FloatArray, *, zero_error_s: float) -> dict[str, np.ndarray]:

@@ -41,17 +41,17 @@ START_KEEP = 0.95
 class Attention:
     """What one pass leaves behind: for every clock, the anchor first, how each head weighed its band.
 
-    `weights` are (B, H, T, L) and sum to one over all clocks together; `posteriors` (B, T, L) are, for each clock but
+    `weights` are (B, H, T, L) and sum to one over all clocks together; `p_lag` (B, T, L) are, for each clock but
     the anchor, the heads' weights added and made to sum to one over its own lags.
     """
 
     weights: list[Tensor]
-    posteriors: list[Tensor]
+    p_lag: list[Tensor]
 
     @property
-    def matches(self) -> list[Tensor]:
+    def p_matched(self) -> list[Tensor]:
         """It knows no other case."""
-        return [torch.ones_like(p[..., 0]) for p in self.posteriors]
+        return [torch.ones_like(p[..., 0]) for p in self.p_lag]
 
 
 @dataclass
@@ -181,7 +181,7 @@ class AutoregressiveNetwork(nn.Module):
 
     def paths(self, reading: Attention) -> list[Tensor]:
         """The likeliest lag of every moment, shape (B, T), as indices."""
-        return [p.argmax(-1) for p in reading.posteriors]
+        return [p.argmax(-1) for p in reading.p_lag]
 
     def _heads(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
@@ -364,7 +364,7 @@ class AutoregressiveDecoder(TorchDecoder):
         return torch.as_tensor(scaled, dtype=torch.float32, device=next(self.network_.parameters()).device)
 
     def _alignment_loss(self, reading: Attention, batch: Batch) -> Tensor | float:
-        beliefs = [LagPosterior.of_weights(p) for p in reading.posteriors]
+        beliefs = [LagPosterior.from_weights(p) for p in reading.p_lag]
         return self.align_weight * alignment_losses(beliefs, batch, self.max_lag_)
 
     def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> AutoregressiveNetwork:

@@ -337,9 +337,9 @@ class TorchDecoder(Decoder):
                 continue
             for clock, p, b, m in zip(
                 self.clocks_[1:],
-                reading.posteriors,
+                reading.p_lag,
                 self.network_.paths(reading),
-                reading.matches,
+                reading.p_matched,
                 strict=True,
             ):
                 posterior[clock].append(p.cpu().numpy())
