@@ -8,7 +8,8 @@ done, and by how much each band is late, travels with the data in `attrs["featur
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection
+from dataclasses import asdict, replace
 from fractions import Fraction
 from math import ceil, pi, sqrt
 
@@ -17,6 +18,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
+from neurofuse.config import FeatureConfig
 from neurofuse.recording import FloatArray, NeurofuseError, Signal
 
 # The last tenth below half the sampling rate belongs to the recorder's anti-alias filter, not to the brain.
@@ -35,56 +37,8 @@ LOG_VARIANCE_SPREAD = 0.25
 MIN_CROWD = 4
 # Spectra for the line-noise ratio are taken from at most this much of the longest stretch.
 SPECTRUM_S = 60.0
-
-
-@dataclass(frozen=True)
-class FeatureConfig:
-    """Which features are taken from the LFP, and how.
-
-    The default bands are the low-frequency ("local motor") potential, beta, and two gamma bands, as in
-    Flint et al. (2012) J. Neural Eng. 9:046006 and Stavisky et al. (2015) J. Neural Eng. 12:036009.
-    """
-
-    # (name, low Hz, high Hz). A band that begins at 0 is the low-passed potential itself, with its sign;
-    # every other band is power.
-    bands: tuple[tuple[str, float, float], ...] = (
-        ("lmp", 0.0, 5.0),
-        ("beta", 13.0, 30.0),
-        ("gamma", 30.0, 70.0),
-        ("high_gamma", 70.0, 150.0),
-    )
-    # 50 or 60: notch out the mains and its harmonics. None: leave them.
-    line_hz: float | None = None
-    # Features a second. The input rate is divided by a whole number, so the true rate may be a little higher.
-    rate_hz: float = 100.0
-    # Power is averaged over this long. Longer is steadier and later (by half of it).
-    smooth_s: float = 0.05
-    # Natural logarithm of power, which is nearer to normal and makes gain an offset; False: power itself.
-    log_power: bool = True
-    # Use only samples at or before the stamp of a feature. False: zero phase, for work that may look ahead.
-    causal: bool = True
-    # Order of the Butterworth filters (a band-pass has twice as many poles). Higher is sharper and later.
-    order: int = 3
-
-    def __post_init__(self) -> None:
-        bands = tuple((str(name), float(lo), float(hi)) for name, lo, hi in self.bands)
-        object.__setattr__(self, "bands", bands)
-        names = [name for name, _, _ in bands]
-        if not bands:
-            raise NeurofuseError("no band was given; name at least one, such as ('beta', 13, 30).")
-        if len(set(names)) < len(names):
-            raise NeurofuseError(f"two bands share a name in {names}; give every band a name of its own.")
-        for name, lo, hi in bands:
-            if not 0 <= lo < hi < np.inf:
-                raise NeurofuseError(f"band '{name}' is {lo:g} to {hi:g} Hz; it needs 0 <= low < high.")
-        if self.line_hz is not None and not 0 < self.line_hz < np.inf:
-            raise NeurofuseError(f"line_hz must be None, or the mains' 50 or 60, got {self.line_hz:g}.")
-        if not 0 < self.rate_hz < np.inf:
-            raise NeurofuseError(f"the feature rate must be positive, got {self.rate_hz:g} Hz.")
-        if not 0 <= self.smooth_s < np.inf:
-            raise NeurofuseError(f"smooth_s must not be negative, got {self.smooth_s:g} s.")
-        if not 1 <= self.order <= 8:
-            raise NeurofuseError(f"the filter order must be 1 to 8, got {self.order}.")
+# Broadband signals are brought down to this before features are taken.
+LFP_RATE_HZ = 1000.0
 
 
 def lfp_features(signal: Signal, *, config: FeatureConfig | None = None) -> Signal:
@@ -326,6 +280,28 @@ def drop_bad(signal: Signal, quality: pd.DataFrame) -> Signal:
             f"{quality['why'].iloc[0]}); check the recording, or leave this stream out."
         )
     return signal if not bad.any() else signal.select(np.flatnonzero(~bad).tolist())
+
+
+def clean_lfp(
+    signal: Signal, *, causal: bool, keep: Collection[str] | None = None
+) -> tuple[Signal, pd.DataFrame]:
+    """LFP at a rate that features need no more of, its bad channels left out, and the quality of every channel.
+
+    Parameters
+    ----------
+    signal : Signal
+    causal : bool
+        Resample causally.
+    keep : collection of str, optional
+        Names of the channels to keep instead, bad or not; all of them if none is known.
+    """
+    if signal.rate_hz > 2.5 * LFP_RATE_HZ:
+        signal = resample(signal, LFP_RATE_HZ, causal=causal)
+    quality = channel_quality(signal)
+    if keep is None:
+        return drop_bad(signal, quality), quality
+    rows = [k for k, name in enumerate(signal.channels) if name in keep]
+    return (signal.select(rows) if rows else signal), quality
 
 
 def resample(signal: Signal, rate_hz: float, *, causal: bool = False) -> Signal:

@@ -153,7 +153,7 @@ def test_truth_told_is_used_and_never_leaks_into_decoding(fitted):
 
 def test_training_hears_the_truth_with_noise_or_what_the_decoder_says_itself(fitted):
     decoder, parts = fitted
-    inputs = decoder._inputs(parts.train.batch(slice(0, 40)))
+    inputs = decoder.network_inputs(parts.train.batch(slice(0, 40)))
     true = decoder._standard(parts.train.movement[:40])
     noise = decoder._history(inputs, true) - true
     assert float(noise.std()) == pytest.approx(0.5, rel=0.05)

@@ -21,7 +21,7 @@ from neurofuse.lag.hmm import LagPosterior, block_log_lik
 from neurofuse.lag.losses import alignment_loss, mismatch_some, recognition_loss
 from neurofuse.recording import Movement, NeurofuseError, Recording, Signal
 from neurofuse.tokens import tokenize
-from neurofuse.windows import split
+from neurofuse.windows import split_windows
 
 torch.set_num_threads(1)
 NAMES = sorted(DECODERS)
@@ -55,7 +55,7 @@ def two_systems(*, seconds=60.0, seed=0, lag_s=0.0, noise=0.5):
 
 
 def cut(recording, *, jitter=None, max_lag_s=0.5, seed=0, window_s=3.0):
-    return split(
+    return split_windows(
         tokenize(recording),
         window_s=window_s,
         max_lag_s=max_lag_s,
@@ -295,7 +295,7 @@ def test_a_lag_is_tracked_through_a_recording_and_across_its_gaps(parts, causal,
         log_liks = []
         for lo, hi in ((covered[0], covered[hole] + 1), (covered[hole + 1], covered[-1] + 1)):
             one = X.recut(np.array([lo]), int(hi - lo))
-            log_liks.append(network(*decoder._inputs(one.batch(slice(None))))[1].log_liks[0])
+            log_liks.append(network(*decoder.network_inputs(one.batch(slice(None))))[1].log_liks[0])
         n_between = (covered[hole + 1] - covered[hole] - 1) // 4 * 4 + (-(covered[hole] + 1 - covered[0])) % 4
         log_lik, unmatched = (
             torch.cat(
@@ -403,7 +403,7 @@ def test_a_folder_that_is_not_a_checkpoint_is_refused_and_left_alone(parts, tmp_
 def test_unknown_decoders_and_parameters_are_named():
     with pytest.raises(NeurofuseError, match="no decoder 'best'; choose one of tracked, constant"):
         make_decoder("best")
-    with pytest.raises(NeurofuseError, match="has no parameter 'n_layers'"):
+    with pytest.raises(NeurofuseError, match="has no option 'n_layers'"):
         make_decoder("tracked", n_layers=3)
 
 

@@ -221,10 +221,10 @@ def test_the_recorded_group_delay_is_the_one_a_cross_correlation_measures(
         )
         measured = features.data.values[:, 0].astype(float)
         truth = np.interp(features.time_s, t, shape**2)
-    (said,) = record_of(features)["bands"]
-    assert said["name"] == name
+    (band,) = record_of(features)["bands"]
+    assert band["name"] == name
     measured_s = delay_by_correlation(truth, measured, 1e-3)
-    assert said["group_delay_s"] == pytest.approx(measured_s, rel=0.06, abs=1e-3)
+    assert band["group_delay_s"] == pytest.approx(measured_s, rel=0.06, abs=1e-3)
 
 
 @pytest.mark.parametrize(("lo", "hi", "at"), [(0, 5, 2.5), (13, 30, 19.7), (70, 150, 100)])
@@ -236,7 +236,7 @@ def test_the_group_delay_agrees_with_scipy(lo: float, hi: float, at: float) -> N
     assert _group_delay(sos, at, RATE_HZ) == pytest.approx(by_scipy, rel=1e-4)
 
 
-def test_a_band_above_what_the_sampling_rate_carries_is_left_out_and_said() -> None:
+def test_a_band_above_what_the_sampling_rate_carries_is_left_out_and_recorded() -> None:
     features = lfp_features(lfp(noise(3000, 2, seed=8), rate_hz=200))
     assert features.channels == [f"channel{c} {b}" for c in range(2) for b in ("lmp", "beta", "gamma")]
     record = record_of(features)

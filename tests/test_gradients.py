@@ -11,7 +11,7 @@ from neurofuse.decoders.neural import TorchDecoder
 from neurofuse.decoders.registry import make_decoder
 from neurofuse.recording import Movement, NeurofuseError, Recording, Signal
 from neurofuse.tokens import tokenize
-from neurofuse.windows import split
+from neurofuse.windows import split_windows
 
 torch.set_num_threads(1)
 
@@ -27,7 +27,7 @@ class Chain(TorchDecoder):
         self.skip = skip
         self.ahead = ahead
 
-    def _network(self, n_inputs, n_axes, max_lag):
+    def build_network(self, n_inputs, n_axes, max_lag):
         return ChainNetwork(sum(n_inputs), n_axes, self.width, self.n_layers, self.skip, self.ahead)
 
 
@@ -66,7 +66,7 @@ def recording(seconds=40.0):
 
 @pytest.fixture(scope="module")
 def parts():
-    return split(tokenize(recording()), window_s=2.0, max_lag_s=0.3, rng=np.random.default_rng(0))
+    return split_windows(tokenize(recording()), window_s=2.0, max_lag_s=0.3, rng=np.random.default_rng(0))
 
 
 def test_the_gradient_at_every_layer_is_what_the_chain_rule_says(parts):
@@ -176,14 +176,14 @@ def test_watching_changes_nothing_and_leaves_nothing_behind(parts):
     decoder.fit(parts.train, validation=parts.validation)
     assert watch.table().identical(table)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in decoder.network_.modules())
-    assert "_network" not in vars(decoder)
+    assert "build_network" not in vars(decoder)
 
 
 def test_a_fit_that_fails_is_no_longer_watched(parts):
     decoder = make_decoder("early", width=8)
     with pytest.raises(NeurofuseError, match="no training windows"), watch_gradients(decoder) as watch:
         decoder.fit(parts.train[:0])
-    assert "_network" not in vars(decoder)
+    assert "build_network" not in vars(decoder)
     assert watch.table().sizes["step"] == 0
 
 

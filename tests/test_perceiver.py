@@ -13,7 +13,7 @@ from neurofuse.jitters.lag_laws import WindowLag
 from neurofuse.nets.encoders import initialise
 from neurofuse.recording import NeurofuseError
 from neurofuse.tokens import tokenize
-from neurofuse.windows import split
+from neurofuse.windows import split_windows
 
 N_TOKENS, TOKEN_S = 12, 0.05
 
@@ -140,7 +140,7 @@ def test_a_causal_one_does_not_see_the_future():
 
 @pytest.fixture(scope="module")
 def fitted(tiny):
-    parts = split(
+    parts = split_windows(
         tokenize(tiny), window_s=1.0, max_lag_s=0.1, jitter=WindowLag(0.05), rng=np.random.default_rng(0)
     )
     decoder = make_decoder("perceiver", width=16, n_steps=2, batch_size=4)
@@ -150,7 +150,7 @@ def fitted(tiny):
 def test_events_are_the_spikes_of_the_recording(fitted):
     decoder, parts, tiny = fitted
     windows = parts.test[:2]
-    given, n_tokens = decoder._inputs(EventWindows.of(windows).batch(slice(None)))
+    given, n_tokens = decoder.network_inputs(EventWindows.of(windows).batch(slice(None)))
     assert n_tokens == 50
     recorded = tiny["spikes"]
     for k in range(2):
@@ -171,7 +171,7 @@ def test_field_is_the_mean_of_a_token_moved_by_its_lag(fitted):
     decoder, parts, _ = fitted
     windows = parts.test[:2]
     assert np.abs(windows.shift).min() > 0
-    given, _ = decoder._inputs(EventWindows.of(windows).batch(slice(None)))
+    given, _ = decoder.network_inputs(EventWindows.of(windows).batch(slice(None)))
     batch, scale = windows.batch(slice(None)), decoder.input_scales_[1]
     spare = batch.reach - windows.max_lag - 10  # 0.2 s of context are ten tokens
     kept = slice(spare, batch.values[1].shape[1] - spare)
@@ -191,7 +191,7 @@ def test_binned_counts_are_events_of_that_weight():
     parts = cut(binned)
     decoder = make_decoder("perceiver", width=16, n_steps=2, batch_size=4)
     decoder.fit(parts.train, validation=parts.validation)
-    given, _ = decoder._inputs(EventWindows.of(parts.test[:1]).batch(slice(None)))
+    given, _ = decoder.network_inputs(EventWindows.of(parts.test[:1]).batch(slice(None)))
     batch = parts.test[:1].batch(slice(None))
     near = batch.values[0][:, batch.reach - 4 : -(batch.reach - 4)]
     assert float(given.weight_BE.sum()) == near.sum()

@@ -1,15 +1,31 @@
-"""What the members of the family are built for, each on data in which the answer was planted."""
+"""Registration of decoders; and what each of the compared ones is built for, on data in which it was planted."""
+
+import json
+from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
+from torch import nn
 
+from neurofuse.decoders import registry
+from neurofuse.decoders.base import Decoder, Prediction
 from neurofuse.decoders.classical import StateSpace
-from neurofuse.decoders.registry import make_decoder
+from neurofuse.decoders.early import EarlyDecoder
+from neurofuse.decoders.neural import TorchDecoder
+from neurofuse.decoders.registry import (
+    decoder_classes,
+    load_decoder,
+    make_decoder,
+    options_of,
+    register_decoder,
+    registered_decoders,
+)
 from neurofuse.jitters.lag_laws import WindowLag
 from neurofuse.recording import Movement, NeurofuseError, Recording, Signal
 from neurofuse.tokens import tokenize
-from neurofuse.windows import split
+from neurofuse.windows import split_windows
 
 STEP_S = 0.05
 EARLY = ["early", "early-mlp", "early-attention", "gru"]
@@ -26,7 +42,7 @@ def recording_of(movement, **streams):
 
 
 def cut(recording, *, jitter=None, max_lag_s=0.5, seed=0):
-    return split(
+    return split_windows(
         tokenize(recording), window_s=3.0, max_lag_s=max_lag_s, jitter=jitter, rng=np.random.default_rng(seed)
     )
 
@@ -49,9 +65,210 @@ def two():
     return recording_of(movement, **views)
 
 
+class MeanDecoder(Decoder):
+    """The mean movement of the training windows, pulled towards zero."""
+
+    name = "mean"
+
+    def __init__(self, *, shrink=0.0, axes=(0, 1)):
+        self.shrink = shrink
+        self.axes = axes
+
+    def fit(self, X, y=None, *, validation=None):
+        X, target, _, _ = self.training_parts(X, y, validation)
+        self.learn_scales(X, target)
+        self.mean_ = (1 - self.shrink) * np.nanmean(target, axis=(0, 1))
+        return self
+
+    def decode(self, X):
+        self.check_windows(X)
+        return Prediction(np.broadcast_to(self.mean_, (*X.shape, self.n_axes_)).astype(np.float32))
+
+    def state(self):
+        return {"mean": self.mean_}
+
+    def restore(self, state):
+        self.mean_ = state["mean"]
+
+
+class LSTMNetwork(nn.Module):
+    """Layers that draw from torch's global generators, in their constructors and in training."""
+
+    def __init__(self, n_inputs, n_axes, width):
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(n_inputs))
+        self.lstm = nn.LSTM(n_inputs, width, num_layers=2, dropout=0.2, batch_first=True)
+        self.drop = nn.Dropout(0.5)
+        self.leave = nn.Linear(width, n_axes)
+
+    def forward(self, values, present, reach):
+        h, _ = self.lstm(torch.cat(values, -1) * self.scale)
+        return self.leave(self.drop(h))[:, reach:-reach], None
+
+
+class LSTMDecoder(TorchDecoder):
+    name = "lstm"
+
+    def build_network(self, n_inputs, n_axes, max_lag):
+        return LSTMNetwork(sum(n_inputs), n_axes, self.width)
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """A registry that is put back after the test."""
+    monkeypatch.setattr(registry, "DECODERS", dict(registry.DECODERS))
+    registry._installed.cache_clear()
+    yield monkeypatch
+    registry._installed.cache_clear()
+
+
+def test_a_registered_class_is_built_by_name_and_read_from_disk(registered, two, tmp_path):
+    assert register_decoder(MeanDecoder) is MeanDecoder
+    assert decoder_classes()["mean"] is MeanDecoder
+    assert registered_decoders() == (MeanDecoder,)
+    assert set(options_of("mean")) == {"shrink", "axes"}
+    parts = cut(two)
+    decoder = make_decoder("mean", shrink=0.5).fit(parts.train, validation=parts.validation)
+    again = Decoder.from_pretrained(decoder.save_pretrained(tmp_path / "mean"))
+    assert type(again) is MeanDecoder
+    assert again.get_params() == {"shrink": 0.5, "axes": (0, 1)}
+    np.testing.assert_array_equal(again.predict(parts.test), decoder.predict(parts.test))
+    with pytest.raises(NeurofuseError, match="decoder 'mean' has no option 'width'; it has axes, shrink"):
+        make_decoder("mean", width=3)
+
+
+def test_a_class_defined_again_replaces_itself_and_no_other(registered):
+    first, second = (type("MeanDecoder", (MeanDecoder,), {"__qualname__": "MeanDecoder"}) for _ in range(2))
+    register_decoder(first)
+    register_decoder(second)
+    assert decoder_classes()["mean"] is second
+    assert registered_decoders() == (second,)
+    with pytest.raises(NeurofuseError, match=r"'early' is taken by neurofuse\.decoders\.early\.EarlyDecoder"):
+        register_decoder(type("Mine", (MeanDecoder,), {"name": "early"}))
+    with pytest.raises(NeurofuseError, match="name 'early' is taken"):
+        register_decoder(type("Nameless", (EarlyDecoder,), {}))
+
+
+def _positional(self, width):
+    self.width = width
+
+
+def _without_default(self, *, width):
+    self.width = width
+
+
+def _changed(self, *, shrink="0", axes=()):
+    self.shrink, self.axes = float(shrink), axes
+
+
+def _not_passed_on(self, *, power=2.0):
+    MeanDecoder.__init__(self)
+    self.power = power
+
+
+@pytest.mark.parametrize(
+    ("cls", "sentence"),
+    [
+        (dict, "'dict' is not a subclass of neurofuse.Decoder"),
+        ("mean", "'mean' is not a subclass"),
+        (type("Mine", (MeanDecoder,), {"name": ""}), "Mine has no name; set its class attribute `name`"),
+        (type("Mine", (Decoder,), {"name": "mine", "__init__": _positional}), "'width' must be keyword-only"),
+        (type("Mine", (Decoder,), {"name": "mine", "__init__": _without_default}), "and have a default"),
+        (
+            type("Mine", (MeanDecoder,), {"name": "mine", "__init__": _changed}),
+            r"Mine must store its setting as given: self\.shrink = shrink",
+        ),
+        (
+            type("Mine", (MeanDecoder,), {"name": "mine", "__init__": _not_passed_on}),
+            r"must pass the settings of the class it extends on to it, as \*\*more",
+        ),
+    ],
+)
+def test_a_class_that_could_not_be_built_by_name_is_refused(registered, cls, sentence):
+    with pytest.raises(NeurofuseError, match=sentence):
+        register_decoder(cls)
+    assert registered_decoders() == ()
+
+
+def test_decoders_of_installed_packages_are_loaded_once_and_a_broken_one_is_reported(registered):
+    calls = []
+
+    def listed(*, group):
+        calls.append(group)
+        return [
+            EntryPoint("mean", f"{__name__}:MeanDecoder", group),
+            EntryPoint("broken", "no_such_package.decoders:Broken", group),
+        ]
+
+    registered.setattr(registry, "entry_points", listed)
+    with pytest.warns(
+        UserWarning, match=r"'broken' of the package 'no_such_package\S*' is left out"
+    ) as caught:
+        decoder_classes()
+    assert len(caught) == 1
+    assert decoder_classes()["mean"] is MeanDecoder
+    assert "broken" not in decoder_classes()
+    assert calls == ["neurofuse.decoders"]
+    # A new process finds it by itself.
+    assert registered_decoders() == ()
+
+
+def test_a_checkpoint_of_an_unregistered_decoder_or_of_an_earlier_version_names_the_remedy(
+    registered, two, tmp_path
+):
+    parts = cut(two)
+    folder = MeanDecoder().fit(parts.train, validation=parts.validation).save_pretrained(tmp_path / "mean")
+    with pytest.raises(
+        NeurofuseError,
+        match="a decoder 'mean', which is not registered here; import the package that defines",
+    ):
+        load_decoder(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"layout": "neurofuse-decoder-1"}))
+    with pytest.raises(
+        NeurofuseError, match=r"an earlier version .*; fit the decoder again with `neurofuse decode`"
+    ):
+        load_decoder(folder)
+
+
+def test_arrays_in_place_of_windows_are_refused_with_the_way_to_make_windows(two):
+    arrays = [np.zeros((4, 10, 3)), np.zeros((4, 10, 2))]
+    parts = cut(two)
+    fitted = make_decoder("ridge").fit(parts.train, validation=parts.validation)
+    for name in decoder_classes():
+        decoder = make_decoder(name)
+        for call in (decoder.fit, decoder.predict, decoder.score):
+            with pytest.raises(NeurofuseError, match=r"must be Windows, got list; .*Windows\.from_arrays\("):
+                call(arrays)
+    with pytest.raises(NeurofuseError, match="must be Windows, got ndarray"):
+        fitted.predict(arrays[0])
+
+
+def test_a_network_of_any_layers_is_fitted_alike_twice_and_torch_is_left_as_it_was(two, tmp_path):
+    parts = cut(two)
+    decoder = LSTMDecoder(width=8, n_steps=10, check_every=5, seed=1)
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    decoder.fit(parts.train, validation=parts.validation)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(12)
+    again = clone(decoder).fit(parts.train, validation=parts.validation)
+    other = clone(decoder).set_params(seed=2).fit(parts.train, validation=parts.validation)
+    assert decoder.history_ == again.history_
+    for name, value in decoder.state().items():
+        np.testing.assert_array_equal(value, again.state()[name])
+        assert not np.array_equal(value, other.state()[name])
+    # Reading it back draws nothing either.
+    before = torch.get_rng_state()
+    kept = LSTMDecoder(**decoder.get_params())
+    kept.restore_checkpoint(*registry.read_checkpoint(decoder.save_pretrained(tmp_path / "lstm")))
+    assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_array_equal(kept.predict(parts.test), decoder.predict(parts.test))
+
+
 def gradients(decoder, windows, step):
     """How the movement decoded at one step of a window hangs on every token of each clock, shape (W,) each."""
-    values, present, reach = decoder._inputs(windows.batch(slice(0, 1)))
+    values, present, reach = decoder.network_inputs(windows.batch(slice(0, 1)))
     for x in values:
         x.requires_grad_(True)
     movement, _ = decoder.network_(values, present, reach)
@@ -102,7 +319,7 @@ def test_one_stream_alone_reads_nothing_of_the_other(two):
     parts = cut(two)
     for name, silent in (("spikes", 1), ("lfp", 0)):
         decoder = make_decoder(name, n_steps=2, check_every=2).fit(parts.train)
-        values, present, reach = decoder._inputs(parts.test.batch(slice(0, 2)))
+        values, present, reach = decoder.network_inputs(parts.test.batch(slice(0, 2)))
         was, _ = decoder.network_(values, present, reach)
         values[silent] = values[silent] + 10
         now, _ = decoder.network_(values, present, reach)

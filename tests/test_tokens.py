@@ -253,7 +253,7 @@ def test_a_stream_with_nothing_in_it_does_not_stretch_the_grid():
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (
             lambda: tokenize(Recording("r", "ref", (), hand())),
@@ -271,8 +271,8 @@ def test_a_stream_with_nothing_in_it_does_not_stretch_the_grid():
         ),
     ],
 )
-def test_what_cannot_be_tokenized_is_refused_with_a_sentence(make, said):
-    with pytest.raises(NeurofuseError, match=said):
+def test_what_cannot_be_tokenized_is_refused_with_a_sentence(make, message):
+    with pytest.raises(NeurofuseError, match=message):
         make()
 
 

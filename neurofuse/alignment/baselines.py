@@ -14,7 +14,7 @@ from neurofuse.alignment.clock_map import ClockFit, ClockMap, Model, fit_clock
 from neurofuse.alignment.lag_evidence import LagEvidence
 from neurofuse.alignment.ridge_scan import correlation_log_lik
 from neurofuse.alignment.signal_pair import SignalPair, SmoothedPair, lag_grid
-from neurofuse.jitters.lag_laws import nearest
+from neurofuse.jitters.jitter import nearest
 from neurofuse.recording import FloatArray, IntArray, NeurofuseError, Recording, Signal, Spikes
 
 # Kernel (standard deviation) of the histogram of differences, and the largest residual of a matched pair, seconds.

@@ -12,6 +12,7 @@ from neurofuse.alignment.clock_map import NEAR_S, ClockFit, ClockMap
 from neurofuse.lag.session import track_session
 from neurofuse.recording import FloatArray
 from neurofuse.scores import posterior_summary
+from neurofuse.variables import labelled
 
 # Lags of the baselines are interpolated to this step, seconds.
 FINE_LAG_S = 0.01
@@ -172,7 +173,7 @@ def lag_table(
         "fitted_lag_s": fitted_s,
         "trusted": ((p_matched >= 0.5) & (agrees | adapt)).astype(np.int8),
     }
-    return xr.Dataset(
+    table = xr.Dataset(
         {name: (("clock", "time"), np.asarray(v)[None]) for name, v in columns.items()}
         | {"posterior": (("clock", "time", "lag"), posterior[None].astype(np.float32))},
         coords={"clock": [clock], "time": time_s, "lag": evidence.lag_s},
@@ -182,3 +183,4 @@ def lag_table(
             "half_width_s": fit.half_width_s,
         },
     )
+    return labelled(table)

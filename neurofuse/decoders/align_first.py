@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from neurofuse.decoders.base import Prediction, Scale
+from neurofuse.decoders.base import Prediction
 from neurofuse.decoders.early import EarlyDecoder, EarlyNetwork
 from neurofuse.decoders.ridge import (
     CHUNK,
@@ -26,8 +26,8 @@ from neurofuse.decoders.ridge import (
     restored_ridge,
     ridge_state,
     some_windows,
-    standard,
 )
+from neurofuse.decoders.scale import Scale, standard
 from neurofuse.windows import EDGE_TOKENS, Batch, Windows, filled
 
 # How often single-clock decoders are fitted again to the lags they found, where no lag is known.
@@ -263,8 +263,8 @@ class AlignRidgeDecoder(RidgeDecoder):
         self, X: Windows, y: np.ndarray | None = None, *, validation: Windows | None = None
     ) -> AlignRidgeDecoder:
         """Fit the aligner, shift, and solve as ridge does."""
-        X, target, check, check_target = self._parts(X, y, validation)
-        self._learn_scales(X, target)
+        X, target, check, check_target = self.training_parts(X, y, validation)
+        self.learn_scales(X, target)
         self.aligner_, batch, wanted = fit_aligner(
             X,
             target,
@@ -297,11 +297,11 @@ class AlignRidgeDecoder(RidgeDecoder):
         lag_BEC = self.aligner_.align(batch, self.input_scales_).lag_BEC
         return aligned_columns(batch, list(range(len(self.lags_))), self.lags_, lag_BEC, self.input_scales_)
 
-    def _state(self) -> dict[str, np.ndarray]:
-        return super()._state() | self.aligner_.state()
+    def state(self) -> dict[str, np.ndarray]:
+        return super().state() | self.aligner_.state()
 
-    def _restore(self, state: dict[str, np.ndarray]) -> None:
-        super()._restore(state)
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        super().restore(state)
         self.aligner_ = restored_aligner(state, len(self.clocks_), self.causal)
 
 
@@ -330,17 +330,18 @@ class AlignEarlyDecoder(EarlyDecoder):
         """Learned numbers."""
         return super().n_parameters_ + sum(r.weights.size + r.intercept.size for r in self.aligner_.ridges)
 
-    def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> EarlyNetwork:
-        return super()._network(n_inputs, n_axes, 0)  # what it reads has been shifted
+    def build_network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> EarlyNetwork:
+        return super().build_network(n_inputs, n_axes, 0)  # what it reads has been shifted
 
-    def _descend(
-        self, X: Windows, target: np.ndarray, validation: Windows, check: np.ndarray, rng: np.random.Generator
+    def train(
+        self, X: Windows, target: np.ndarray, validation: Windows, validation_target: np.ndarray
     ) -> None:
+        """Fit the aligner, then the network on what it has shifted."""
         self.aligner_, _, _ = fit_aligner(
             X,
             target,
             validation,
-            check,
+            validation_target,
             scales=self.input_scales_,
             movement=self.movement_scale_,
             context_s=self.context_s,
@@ -348,20 +349,20 @@ class AlignEarlyDecoder(EarlyDecoder):
             n_draws=self.n_draws,
             rng=np.random.default_rng([self.seed, 2]),
         )
-        super()._descend(X, target, validation, check, rng)
+        super().train(X, target, validation, validation_target)
 
-    def _inputs(self, batch: Batch) -> tuple[list[torch.Tensor], list[torch.Tensor], int]:
-        return super()._inputs(shifted(batch, self.aligner_.align(batch, self.input_scales_).lag_BEC))
+    def network_inputs(self, batch: Batch) -> tuple[list[torch.Tensor], list[torch.Tensor], int]:
+        return super().network_inputs(shifted(batch, self.aligner_.align(batch, self.input_scales_).lag_BEC))
 
     def decode(self, X: Windows) -> Prediction:
         """Movement of some windows, and the lag found in each."""
         return with_lags(super().decode(X).movement, X, self.aligner_, self.input_scales_)
 
-    def _state(self) -> dict[str, np.ndarray]:
-        return super()._state() | self.aligner_.state()
+    def state(self) -> dict[str, np.ndarray]:
+        return super().state() | self.aligner_.state()
 
-    def _restore(self, state: dict[str, np.ndarray]) -> None:
-        super()._restore({k: v for k, v in state.items() if not k.startswith("align")})
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        super().restore({k: v for k, v in state.items() if not k.startswith("align")})
         self.aligner_ = restored_aligner(state, len(self.clocks_), self.causal)
 
 

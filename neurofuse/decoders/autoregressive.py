@@ -48,11 +48,6 @@ class Attention:
     weights: list[Tensor]
     p_lag: list[Tensor]
 
-    @property
-    def p_matched(self) -> list[Tensor]:
-        """It knows no other case."""
-        return [torch.ones_like(p[..., 0]) for p in self.p_lag]
-
 
 @dataclass
 class _Code:
@@ -179,10 +174,6 @@ class AutoregressiveNetwork(nn.Module):
             read.append(self._heads(self.value[k](features[:, begin:end])))
         return _Code(anchor_BTD, keys, read)
 
-    def paths(self, reading: Attention) -> list[Tensor]:
-        """The likeliest lag of every moment, shape (B, T), as indices."""
-        return [p.argmax(-1) for p in reading.p_lag]
-
     def _heads(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
 
@@ -300,13 +291,13 @@ class AutoregressiveDecoder(TorchDecoder):
         -------
         float32 ndarray, shape (n_windows, n_steps, n_axes)
         """
-        self._check_like_training(X)
-        target = self._target(X, y)
+        self.check_windows(X)
+        target = self.target_of(X, y)
         self.network_.eval()
         out = []
         with torch.no_grad():
             for k in range(0, len(X), DECODE_BATCH):
-                inputs = self._inputs(X.batch(slice(k, k + DECODE_BATCH)))
+                inputs = self.network_inputs(X.batch(slice(k, k + DECODE_BATCH)))
                 said, _ = self.network_.forced(*inputs, self._standard(target[k : k + DECODE_BATCH]))
                 out.append(said.cpu().numpy() * self.movement_scale_.std + self.movement_scale_.mean)
         return np.concatenate(out)
@@ -319,12 +310,12 @@ class AutoregressiveDecoder(TorchDecoder):
         Dataset, one variable a clock, dims (window, head, step, lag_CLOCK)
             Weights sum to one over the lags of all clocks together; lags in seconds.
         """
-        self._check_like_training(X)
+        self.check_windows(X)
         self.network_.eval()
         net, found = self.network_, []
         with torch.no_grad():
             for k in range(0, len(X), DECODE_BATCH):
-                _, reading = net(*self._inputs(X.batch(slice(k, k + DECODE_BATCH))))
+                _, reading = net(*self.network_inputs(X.batch(slice(k, k + DECODE_BATCH))))
                 found.append([w.cpu().numpy() for w in reading.weights])
         table = xr.Dataset()
         for clock, weights, before, after in zip(
@@ -334,15 +325,19 @@ class AutoregressiveDecoder(TorchDecoder):
             table[f"lag_{clock}"] = np.arange(-before, after + 1) * self.token_s_
         return table
 
-    def _loss(self, batch: Batch, target: np.ndarray) -> Tensor:
+    def loss(self, batch: Batch, target: np.ndarray) -> Tensor:
         """In training every step hears a history; on the validation stretch the decoder runs free."""
         if not self.network_.training:
-            return super()._loss(batch, target)
-        inputs, true = self._inputs(batch), self._standard(target)
+            return super().loss(batch, target)
+        inputs, true = self.network_inputs(batch), self._standard(target)
         said, reading = self.network_.forced(*inputs, self._history(inputs, true))
         there = torch.isfinite(true)
         error = torch.where(there, said - torch.nan_to_num(true), 0.0).square().sum()
         return error / there.sum().clamp_min(1) + self._alignment_loss(reading, batch)
+
+    def lag_readout(self, readout: Attention) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Posterior of each clock but the anchor and its maximum; a match is taken for granted."""
+        return [(p, p.argmax(-1), torch.ones_like(p[..., 0])) for p in readout.p_lag]
 
     @torch.no_grad()
     def _history(self, inputs: Any, true_BTA: Tensor) -> Tensor:
@@ -367,7 +362,7 @@ class AutoregressiveDecoder(TorchDecoder):
         beliefs = [LagPosterior.from_weights(p) for p in reading.p_lag]
         return self.align_weight * alignment_losses(beliefs, batch, self.max_lag_)
 
-    def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> AutoregressiveNetwork:
+    def build_network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> AutoregressiveNetwork:
         if self.chunk < 1 or self.n_heard < 1:
             raise NeurofuseError(
                 f"chunk and n_heard must be one token or more, got {self.chunk} and {self.n_heard}."
@@ -410,7 +405,7 @@ def drift(decoder: AutoregressiveDecoder, windows: Windows, movement: np.ndarray
         variance over all steps. `rmse_free`, `rmse_forced`: in the unit of the movement. `time_s`: seconds from the
         start of the window to the middle of the step.
     """
-    true = decoder._target(windows, movement).astype(np.float64)
+    true = decoder.target_of(windows, movement).astype(np.float64)
     variance = np.nanvar(true.reshape(-1, true.shape[-1]), axis=0)
     axes = windows.tokens.axes if len(windows.tokens.axes) == true.shape[-1] else range(true.shape[-1])
     step = np.arange(true.shape[1])

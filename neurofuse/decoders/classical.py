@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from neurofuse.decoders.base import Prediction
-from neurofuse.decoders.ridge import CHUNK, RidgeDecoder, lagged, some_windows, standard
+from neurofuse.decoders.ridge import CHUNK, RidgeDecoder, lagged, some_windows
+from neurofuse.decoders.scale import standard
 from neurofuse.windows import Batch, Windows
 
 # Degrees of the polynomial tried on the validation stretch; 1 leaves the Wiener filter as it is, but for its gain.
@@ -67,15 +68,15 @@ class WienerCascadeDecoder(RidgeDecoder):
             axis=-1,
         )
 
-    def _state(self) -> dict[str, np.ndarray]:
-        return super()._state() | {
+    def state(self) -> dict[str, np.ndarray]:
+        return super().state() | {
             "bounds": self.bounds_,
             "coefficients": self.coefficients_,
             "degree": np.array(self.degree_, dtype=np.int64),
         }
 
-    def _restore(self, state: dict[str, np.ndarray]) -> None:
-        super()._restore(state)
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        super().restore(state)
         self.bounds_, self.coefficients_ = state["bounds"], state["coefficients"]
         self.degree_ = state["degree"].tolist()
 
@@ -222,8 +223,8 @@ class KalmanDecoder(RidgeDecoder):
         self, X: Windows, y: np.ndarray | None = None, *, validation: Windows | None = None
     ) -> KalmanDecoder:
         """Principal components, then the state space; their number and its noise chosen on the validation stretch."""
-        X, target, check, check_target = self._parts(X, y, validation)
-        self._learn_scales(X, target)
+        X, target, check, check_target = self.training_parts(X, y, validation)
+        self.learn_scales(X, target)
         self.lags_ = self._choose_lags(X)
         rows = some_windows(X, self.n_draws)
         batch = X.batch(rows, rng=np.random.default_rng([self.seed, 2]))
@@ -250,7 +251,7 @@ class KalmanDecoder(RidgeDecoder):
 
     def decode(self, X: Windows) -> Prediction:
         """Movement of some windows."""
-        self._check_like_training(X)
+        self.check_windows(X)
         out = [self._run(X.batch(slice(k, k + CHUNK)), self.noise_) for k in range(0, len(X), CHUNK)]
         said = np.concatenate(out) * self.movement_scale_.std + self.movement_scale_.mean
         return Prediction(said.astype(np.float32))
@@ -282,13 +283,13 @@ class KalmanDecoder(RidgeDecoder):
         state = self.space_.states(*self._observe(batch, spare), smooth=not self.causal, noise=noise)
         return state[:, spare : state.shape[1] - spare, : self.n_axes_]
 
-    def _state(self) -> dict[str, np.ndarray]:
+    def state(self) -> dict[str, np.ndarray]:
         out = {f"space.{name}": value for name, value in vars(self.space_).items()}
         for k, (lags, middle, basis) in enumerate(zip(self.lags_, self.middles_, self.bases_, strict=True)):
             out |= {f"lags{k}": lags, f"middle{k}": middle, f"basis{k}": basis}
         return out | {"noise": np.array([self.noise_])}
 
-    def _restore(self, state: dict[str, np.ndarray]) -> None:
+    def restore(self, state: dict[str, np.ndarray]) -> None:
         self.space_ = StateSpace(
             **{n.removeprefix("space."): v for n, v in state.items() if n.startswith("space.")}
         )

@@ -111,7 +111,7 @@ class EarlyDecoder(TorchDecoder):
         """The clocks that are read; the anchor is 0."""
         return range(n_clocks)
 
-    def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> EarlyNetwork:
+    def build_network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> EarlyNetwork:
         return EarlyNetwork(
             n_inputs,
             n_axes,
@@ -199,7 +199,7 @@ class EarlyMLPDecoder(TorchDecoder):
         super().__init__(width=width, dropout=dropout, **training)
         self.n_layers = n_layers
 
-    def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> WindowNetwork:
+    def build_network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> WindowNetwork:
         return WindowNetwork(
             n_inputs,
             n_axes,
@@ -333,7 +333,7 @@ class EarlyAttentionDecoder(TorchDecoder):
         self.n_layers = n_layers
         self.kernel = kernel
 
-    def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> AttentionNetwork:
+    def build_network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> AttentionNetwork:
         if self.width % (2 * self.n_heads):
             raise NeurofuseError(
                 f"a width of {self.width} does not split into {self.n_heads} heads of an even size; "
@@ -405,7 +405,7 @@ class GRUDecoder(TorchDecoder):
         super().__init__(**training)
         self.n_layers = n_layers
 
-    def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> RecurrentNetwork:
+    def build_network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> RecurrentNetwork:
         return RecurrentNetwork(
             n_inputs,
             n_axes,

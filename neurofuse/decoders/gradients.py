@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from neurofuse.decoders.base import Decoder
 from neurofuse.decoders.neural import TorchDecoder
-from neurofuse.nets.encoders import initialise
 from neurofuse.recording import NeurofuseError
 from neurofuse.windows import Windows
 
@@ -204,18 +203,18 @@ def watch_gradients(decoder: Decoder) -> Iterator[GradientWatch]:
     """
     _check_torch(decoder)
     watch = GradientWatch()
-    build = decoder._network
+    build = decoder.build_network
 
     def network(*arguments: Any) -> nn.Module:
         built = build(*arguments)
         watch.attach(built)
         return built
 
-    decoder._network = network
+    decoder.build_network = network
     try:
         yield watch
     finally:
-        del decoder._network
+        del decoder.build_network
         watch.detach()
 
 
@@ -246,24 +245,23 @@ def _ready(decoder: Decoder, windows: Windows) -> TorchDecoder:
     if len(windows) == 0:
         raise NeurofuseError("there are no windows to send a gradient through; give at least one.")
     if hasattr(decoder, "network_"):
-        decoder._check_like_training(windows)
+        decoder.check_windows(windows)
         decoder.network_.eval()
         return decoder
     fresh: TorchDecoder = clone(decoder)
-    fresh._learn_scales(windows, fresh._target(windows, None))
-    fresh.network_ = fresh._network([len(f) for f in fresh.features_], fresh.n_axes_, fresh.max_lag_)
-    initialise(fresh.network_, torch.Generator().manual_seed(fresh.seed))
+    fresh.learn_scales(windows, fresh.target_of(windows, None))
+    fresh.network_ = fresh.new_network([len(f) for f in fresh.features_], fresh.n_axes_, fresh.max_lag_)
     fresh.network_.eval()
     return fresh
 
 
 def _send_back(decoder: TorchDecoder, windows: Windows, *, step: int | None = None) -> None:
     """The gradient of the movement loss of one batch, without dropout; at one token of each window if asked."""
-    target = decoder._target(windows, None)
+    target = decoder.target_of(windows, None)
     if step is not None:
         # The loss passes over movement that is not known.
         target = np.where(np.arange(windows.n_steps)[:, None] == step, target, np.nan)
-    decoder._loss(windows.batch(slice(None)), target).backward()
+    decoder.loss(windows.batch(slice(None)), target).backward()
     decoder.network_.zero_grad(set_to_none=True)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from neurofuse.decoders.base import Prediction, hold_back
+from neurofuse.decoders.base import Prediction
 from neurofuse.decoders.early import EarlyDecoder, EarlyNetwork
 from neurofuse.recording import NeurofuseError
 from neurofuse.windows import Windows
@@ -41,13 +41,13 @@ class LFPDecoder(EarlyDecoder):
     def _streams(self, n_clocks: int) -> Sequence[int]:
         return range(1, n_clocks)
 
-    def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> EarlyNetwork:
+    def build_network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> EarlyNetwork:
         if len(n_inputs) < 2:
             raise NeurofuseError(
                 f"'lfp' decodes from clocks other than the anchor, but '{self.clocks_[0]}' is the only clock here; "
                 "take 'spikes' or 'early', or load a second stream."
             )
-        return super()._network(n_inputs, n_axes, max_lag)
+        return super().build_network(n_inputs, n_axes, max_lag)
 
 
 class StreamDecoder(EarlyDecoder):
@@ -80,18 +80,12 @@ class LateDecoder(EarlyDecoder):
         self, X: Windows, y: np.ndarray | None = None, *, validation: Windows | None = None
     ) -> LateDecoder:
         """Train one network a clock, then weigh them on the windows that were held back."""
-        if len(X) == 0:
-            raise NeurofuseError("there are no training windows; the recording is shorter than one window.")
+        train, target, held, held_target = self.training_parts(X, y, validation)
         # The members hold back the same windows by themselves.
         members = [StreamDecoder(clock=k, **self.get_params()) for k in range(len(X.tokens.clocks))]
         self.members_ = [m.fit(X, y, validation=validation) for m in members]
-        target = self._target(X, y)
-        if validation is None:
-            X, validation, target, check = hold_back(X, target)
-        else:
-            check = self._target(validation, None)
-        self._learn_scales(X, target)
-        self.weights_ = self._weigh(validation, check)
+        self.learn_scales(train, target)
+        self.weights_ = self._weigh(held, held_target)
         return self
 
     def _weigh(self, held: Windows, true: np.ndarray) -> np.ndarray:
@@ -100,15 +94,15 @@ class LateDecoder(EarlyDecoder):
 
     def decode(self, X: Windows) -> Prediction:
         """Movement of some windows."""
-        self._check_like_training(X)
+        self.check_windows(X)
         said = np.stack([m.predict(X) for m in self.members_])
         return Prediction(np.einsum("cbta,ca->bta", said, self.weights_))
 
-    def _state(self) -> dict[str, np.ndarray]:
-        parts = {f"{k}.{name}": v for k, m in enumerate(self.members_) for name, v in m._state().items()}
+    def state(self) -> dict[str, np.ndarray]:
+        parts = {f"{k}.{name}": v for k, m in enumerate(self.members_) for name, v in m.state().items()}
         return parts | {"weights": self.weights_}
 
-    def _restore(self, state: dict[str, np.ndarray]) -> None:
+    def restore(self, state: dict[str, np.ndarray]) -> None:
         self.weights_ = state["weights"]
         self.members_ = []
         for k in range(len(self.clocks_)):
@@ -116,7 +110,7 @@ class LateDecoder(EarlyDecoder):
             for known in ("features_", "clocks_", "n_axes_", "token_s_", "max_lag_", "input_scales_"):
                 setattr(member, known, getattr(self, known))
             member.movement_scale_ = self.movement_scale_
-            member._restore({n.removeprefix(f"{k}."): v for n, v in state.items() if n.startswith(f"{k}.")})
+            member.restore({n.removeprefix(f"{k}."): v for n, v in state.items() if n.startswith(f"{k}.")})
             self.members_.append(member)
 
 

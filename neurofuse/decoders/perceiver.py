@@ -223,16 +223,9 @@ class EventWindows(Windows):
         """The same windows."""
         return cls(**{f.name: getattr(windows, f.name) for f in fields(windows)})
 
-    def batch(
-        self,
-        rows: np.ndarray | slice,
-        *,
-        rng: np.random.Generator | None = None,
-        roam: float = 0.0,
-        fine: bool = True,
-    ) -> Batch:
+    def batch(self, rows: np.ndarray | slice, **how: Any) -> Batch:
         """Gather some windows; see `Windows.batch`."""
-        return super().batch(rows, rng=rng, roam=roam, fine=fine)
+        return super().batch(rows, **({"fine": True} | how))
 
 
 class PerceiverDecoder(TorchDecoder):
@@ -280,19 +273,22 @@ class PerceiverDecoder(TorchDecoder):
         self, X: Windows, y: np.ndarray | None = None, *, validation: Windows | None = None
     ) -> PerceiverDecoder:
         """Train on windows in time order; see `TorchDecoder.fit`."""
-        held = None if validation is None else EventWindows.of(validation)
-        super().fit(EventWindows.of(X), y, validation=held)
+        target = self.target_of(X, y)
+        if validation is not None:
+            validation = EventWindows.of(validation)
+        super().fit(EventWindows.of(X), target, validation=validation)
         return self
 
     def decode(self, X: Windows) -> Prediction:
         """Movement of some windows."""
-        return super().decode(EventWindows.of(X))
+        self.check_windows(X)
+        return self.decode_with(EventWindows.of(X))
 
-    def _learn_scales(self, X: Windows, target: np.ndarray) -> None:
-        super()._learn_scales(X, target)
+    def learn_scales(self, X: Windows, target: np.ndarray) -> None:
+        super().learn_scales(X, target)
         self.counted_ = [c.counted for c in X.tokens.clocks]
 
-    def _inputs(self, batch: Batch) -> Any:
+    def network_inputs(self, batch: Batch) -> Any:
         """The non-zero counts of a batch as events, and its LFP features as tokens."""
         n_tokens = batch.movement.shape[1]
         per = batch.values[0].shape[1] // (n_tokens + 2 * batch.reach)
@@ -348,7 +344,7 @@ class PerceiverDecoder(TorchDecoder):
         )
         return events, n_tokens
 
-    def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> PerceiverNetwork:
+    def build_network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> PerceiverNetwork:
         if self.head_width % 2 or self.latent_every < 1 or self.n_latents < 1:
             raise NeurofuseError(
                 "head_width must be even, latent_every and n_latents one or more; got "
@@ -370,12 +366,12 @@ class PerceiverDecoder(TorchDecoder):
         network.start(torch.Generator().manual_seed(self.seed))
         return network
 
-    def _state(self) -> dict[str, np.ndarray]:
-        return super()._state() | {f"counted{k}": c for k, c in enumerate(self.counted_)}
+    def state(self) -> dict[str, np.ndarray]:
+        return super().state() | {f"counted{k}": c for k, c in enumerate(self.counted_)}
 
-    def _restore(self, state: dict[str, np.ndarray]) -> None:
+    def restore(self, state: dict[str, np.ndarray]) -> None:
         self.counted_ = [state[f"counted{k}"] for k in range(len(self.clocks_))]
-        super()._restore({k: v for k, v in state.items() if not k.startswith("counted")})
+        super().restore({k: v for k, v in state.items() if not k.startswith("counted")})
 
 
 def _padded(event: np.ndarray, n_windows: int) -> np.ndarray:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import solve
 
-from neurofuse.decoders.base import Decoder, Prediction, Scale, hold_back
-from neurofuse.recording import NeurofuseError
+from neurofuse.decoders.base import Decoder, Prediction
+from neurofuse.decoders.scale import standard
 from neurofuse.windows import Batch, Windows
 
 # Penalties tried on the validation stretch.
@@ -18,14 +18,6 @@ PENALTIES = tuple(10.0 ** np.arange(0, 7))
 MOST_COLUMNS = 2500
 # Windows laid out as columns at once; bounds memory, does not change numbers.
 CHUNK = 32
-
-
-def standard(batch: Batch, scales: Sequence[Scale]) -> list[np.ndarray]:
-    """Tokens of every clock in standard units, zero where absent; shape (B, W, n_features) each."""
-    return [
-        ((x - s.mean) / s.std * p[..., None]).astype(np.float32)
-        for x, p, s in zip(batch.values, batch.present, scales, strict=True)
-    ]
 
 
 def lagged(
@@ -139,8 +131,8 @@ class RidgeDecoder(Decoder):
         self, X: Windows, y: np.ndarray | None = None, *, validation: Windows | None = None
     ) -> RidgeDecoder:
         """Solve for every penalty, keep the one that does best on the validation stretch."""
-        X, target, check, check_target = self._parts(X, y, validation)
-        self._learn_scales(X, target)
+        X, target, check, check_target = self.training_parts(X, y, validation)
+        self.learn_scales(X, target)
         self.lags_ = self._choose_lags(X)
         rng = np.random.default_rng([self.seed, 2])
         draws = range(self.n_draws if X.jitter is not None and len(X.tokens.clocks) > 1 else 1)
@@ -152,24 +144,12 @@ class RidgeDecoder(Decoder):
 
     def decode(self, X: Windows) -> Prediction:
         """Movement of some windows."""
-        self._check_like_training(X)
+        self.check_windows(X)
         out = []
         for k in range(0, len(X), CHUNK):
             said = self._read(self._design(X.batch(slice(k, k + CHUNK))))
             out.append(said * self.movement_scale_.std + self.movement_scale_.mean)
         return Prediction(np.concatenate(out).astype(np.float32))
-
-    def _parts(
-        self, X: Windows, y: np.ndarray | None, validation: Windows | None
-    ) -> tuple[Windows, np.ndarray, Windows, np.ndarray]:
-        """Windows to learn from and windows to choose on, with their movement."""
-        if len(X) == 0:
-            raise NeurofuseError("there are no training windows; the recording is shorter than one window.")
-        target = self._target(X, y)
-        if validation is None:
-            X, check, target, check_target = hold_back(X, target)
-            return X, target, check, check_target
-        return X, target, validation, self._target(validation, None)
 
     def _learn(
         self, design: np.ndarray, wanted: np.ndarray, held_design: np.ndarray, held: np.ndarray
@@ -215,10 +195,10 @@ class RidgeDecoder(Decoder):
         scaled = (target - self.movement_scale_.mean) / self.movement_scale_.std
         return np.concatenate(design), scaled[keep]
 
-    def _state(self) -> dict[str, np.ndarray]:
+    def state(self) -> dict[str, np.ndarray]:
         return ridge_state(self.ridge_) | {f"lags{k}": lags for k, lags in enumerate(self.lags_)}
 
-    def _restore(self, state: dict[str, np.ndarray]) -> None:
+    def restore(self, state: dict[str, np.ndarray]) -> None:
         self.ridge_ = restored_ridge(state)
         self.lags_ = [state[f"lags{k}"] for k in range(len(self.clocks_))]
 

@@ -327,7 +327,7 @@ class TrackedDecoder(TorchDecoder):
         if len(self.clocks_) < 2:
             return self
         if self.lag_model in ("tracked", "constant"):
-            self._calibrate(hold_back(X, self._target(X, y))[1] if validation is None else validation)
+            self._calibrate(hold_back(X, self.target_of(X, y))[1] if validation is None else validation)
         if self.unimodal:
             self._fit_unimodal(X, y, validation)
         return self
@@ -337,11 +337,11 @@ class TrackedDecoder(TorchDecoder):
         decoders = [
             self._unimodal_decoder(k).fit(X, y, validation=validation) for k in range(len(self.clocks_))
         ]
-        target = self._target(X, y)
+        target = self.target_of(X, y)
         if validation is None:
             _, check, _, check_target = hold_back(X, target)
         else:
-            check, check_target = validation, self._target(validation, None)
+            check, check_target = validation, self.target_of(validation, None)
         self.network_.unimodal.extend(d.network_ for d in decoders)
         predicted_VNTA = np.stack(self._mixture_parts(check))
         scaled = (check_target - self.movement_scale_.mean) / self.movement_scale_.std
@@ -355,7 +355,7 @@ class TrackedDecoder(TorchDecoder):
         """Predictions in standard units: of the fusion, then of each clock alone at the lags of the posterior."""
         parts = []
         for k in range(0, len(X), DECODE_BATCH):
-            fused, readout = self.network_(*self._inputs(X.batch(slice(k, k + DECODE_BATCH))))
+            fused, readout = self.network_(*self.network_inputs(X.batch(slice(k, k + DECODE_BATCH))))
             parts.append([x.cpu().numpy() for x in (fused, *readout.unimodal)])
         return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
@@ -366,14 +366,14 @@ class TrackedDecoder(TorchDecoder):
         shared = {name: getattr(self, name) for name in network + training}
         return StreamDecoder(clock=clock, modality_dropout=0.0, **sizes, **shared)
 
-    def _restore(self, state: dict[str, np.ndarray]) -> None:
-        super()._restore({k: v for k, v in state.items() if not k.startswith("unimodal.")})
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        super().restore({k: v for k, v in state.items() if not k.startswith("unimodal.")})
         sizes = [len(f) for f in self.features_]
         for k in range(len(sizes)):
             prefix = f"unimodal.{k}."
             kept = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
             if kept:
-                net = self._unimodal_decoder(k)._network(sizes, self.n_axes_, self.max_lag_)
+                net = self._unimodal_decoder(k).new_network(sizes, self.n_axes_, self.max_lag_)
                 net.load_state_dict({n: torch.from_numpy(v) for n, v in kept.items()})
                 self.network_.unimodal.append(net.to(check_device(self.device)).eval())
 
@@ -381,7 +381,7 @@ class TrackedDecoder(TorchDecoder):
         # On lags drawn as in training, with augmentation.
         rng = np.random.default_rng([self.seed, 3])
         some = spread_over(check, N_CALIBRATED)
-        batches = [check.batch(some, rng=rng, roam=self.augment) for _ in range(CALIBRATION_DRAWS)]
+        batches = [check.batch(some, rng=rng, augment=self.augment) for _ in range(CALIBRATION_DRAWS)]
         own = self._log_liks(batches)
         mismatched = self._log_liks([mismatch_some(b, 1.0, rng) for b in batches])
         for c, attention in enumerate(self.network_.lag_attentions):
@@ -402,14 +402,14 @@ class TrackedDecoder(TorchDecoder):
     @torch.no_grad()
     def _log_liks(self, batches: list[Batch]) -> list[LagLogLik]:
         """Log-likelihoods of the lag of each clock but the anchor, of all windows of some batches."""
-        parts = [self.network_(*self._inputs(b))[1].log_liks for b in batches]
+        parts = [self.network_(*self.network_inputs(b))[1].log_liks for b in batches]
         return [
             LagLogLik(*(torch.cat(x) for x in zip(*(p[c] for p in parts), strict=True)))
             for c in range(len(self.clocks_) - 1)
         ]
 
-    def _draw(self, X: Windows, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        batch = X.batch(rows, rng=rng, roam=self.augment)
+    def draw_batch(self, X: Windows, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        batch = X.batch(rows, rng=rng, augment=self.augment)
         # Softmax attention, and one whose lag is given, have no unmatched state.
         if self.lag_model not in ("tracked", "constant"):
             return batch
@@ -425,10 +425,10 @@ class TrackedDecoder(TorchDecoder):
         """
         if self.lag_model != "tracked" or X.own_lag or len(self.clocks_) < 2 or not len(X):
             return self.decode(X)
-        self._check_like_training(X)
+        self.check_windows(X)
         self.network_.eval()
-        tracks = track_lags(self.network_, X, self._inputs, tokens_per_block=self.tokens_per_block)
-        prediction = self._decode(X, lambda part: ([t.posterior_of(part) for t in tracks],))
+        tracks = track_lags(self.network_, X, self.network_inputs, tokens_per_block=self.tokens_per_block)
+        prediction = self.decode_with(X, lambda part: ([t.posterior_of(part) for t in tracks],))
         by_clock = dict(zip(self.clocks_[1:], tracks, strict=True))
         return replace(
             prediction,
@@ -438,6 +438,11 @@ class TrackedDecoder(TorchDecoder):
 
     def _grid(self) -> LagGrid:
         return LagGrid(self.tokens_per_block * self.token_s_, self.token_s_ / self.fine_lags_per_token)
+
+    def lag_readout(self, readout: LagReadout) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Posterior, path and probability of a match of each clock but the anchor."""
+        paths = self.network_.paths(readout)
+        return list(zip(readout.p_lag, paths, readout.p_matched, strict=True))
 
     def _lag_prior(self) -> LagPrior:
         """The start of drift and jumps; rates that have no effect are refused."""
@@ -450,7 +455,7 @@ class TrackedDecoder(TorchDecoder):
             )
         return LagPrior.from_seconds(self._grid(), **given, fixed=not self.adapt_rates)
 
-    def _more_loss(self, readout: LagReadout, batch: Batch) -> Tensor | float:
+    def extra_loss(self, readout: LagReadout, batch: Batch) -> Tensor | float:
         loss = self.align_weight * alignment_losses(readout.posteriors, batch, self.max_lag_)
         for c, (query, key) in enumerate(readout.queries_keys):
             unknown = (
@@ -465,7 +470,7 @@ class TrackedDecoder(TorchDecoder):
                 loss = loss + self.align_weight * recognition_loss(query[rows], key[rows], prior_L)
         return loss
 
-    def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> LagNetwork:
+    def build_network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> LagNetwork:
         if self.bidirectional and self.causal:
             raise NeurofuseError(
                 f"'{self.name}' cannot be causal in both directions: what the other clock's tokens read of the anchor "
@@ -536,7 +541,7 @@ class OracleDecoder(TrackedDecoder):
     name = "oracle"
     lag_model: LagModel = "given"
 
-    def _inputs(self, batch: Batch) -> tuple[Any, ...]:
+    def network_inputs(self, batch: Batch) -> tuple[Any, ...]:
         lag_BTC = torch.as_tensor(filled(batch.lag), device=next(self.network_.parameters()).device)
         wider = (
             F.pad(lag_BTC, (0, 0, EDGE_TOKENS, EDGE_TOKENS), mode="replicate")
@@ -545,6 +550,6 @@ class OracleDecoder(TrackedDecoder):
         )
         n_fine = 2 * self.max_lag_ * self.fine_lags_per_token + 1
         return (
-            *super()._inputs(batch),
+            *super().network_inputs(batch),
             [point_posterior(x, self.max_lag_, n_fine) for x in wider.unbind(-1)],
         )

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+# Start at a gain of one and a bias of zero; nothing is drawn.
+NORMALISATIONS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 class SeededDropout(nn.Module):
@@ -121,17 +125,45 @@ class MovementHead(nn.Module):
         return self.leave(F.gelu(self.norm(self.blocks(self.enter(x_BTD)))))
 
 
-def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Draw every weight anew from `generator`, as torch's own defaults would; hand it to the dropouts."""
-    for part in module.modules():
-        if isinstance(part, SeededDropout):
-            part.generator = generator
-        elif isinstance(part, (nn.Linear, nn.Conv1d)):
-            nn.init.kaiming_uniform_(part.weight, a=math.sqrt(5), generator=generator)
-            if part.bias is not None:
-                bound = 1 / math.sqrt(part.weight[0].numel())
-                nn.init.uniform_(part.bias, -bound, bound, generator=generator)
-        elif isinstance(part, nn.GRU):
-            for weight in part.parameters():
-                bound = 1 / math.sqrt(part.hidden_size)
+def initialise(network: nn.Module, generator: torch.Generator) -> None:
+    """Draw the initial weights of every layer from `generator`, as torch's defaults would; torch's own is untouched.
+
+    Layers with a method `reset_parameters`, torch's or a user's, are drawn by it, the outermost last; normalisations
+    start as they were constructed, and so do parameters that belong to no such layer. Seeded dropouts take their masks
+    from the generator from then on.
+    """
+    set_dropout_generator(network, generator)
+    for layer in _innermost_first(network, set()):
+        if isinstance(layer, (nn.Linear, nn.Conv1d)):
+            nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
+            if layer.bias is not None:
+                bound = 1 / math.sqrt(layer.weight[0].numel())
+                nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+        elif isinstance(layer, nn.GRU):
+            for weight in layer.parameters():
+                bound = 1 / math.sqrt(layer.hidden_size)
                 nn.init.uniform_(weight, -bound, bound, generator=generator)
+        elif not isinstance(layer, NORMALISATIONS):
+            reset = getattr(layer, "reset_parameters", getattr(layer, "_reset_parameters", None))
+            if reset is None:
+                continue
+            seed = int(torch.randint(2**62, (), generator=generator))
+            with torch.random.fork_rng(devices=[]):
+                torch.random.default_generator.manual_seed(seed)
+                reset()
+
+
+def set_dropout_generator(network: nn.Module, generator: torch.Generator) -> None:
+    """Let every `SeededDropout` of a network draw its masks from `generator`, which is on the network's device."""
+    for layer in network.modules():
+        if isinstance(layer, SeededDropout):
+            layer.generator = generator
+
+
+def _innermost_first(layer: nn.Module, seen: set[nn.Module]) -> Iterator[nn.Module]:
+    for inner in layer.children():
+        if inner not in seen:
+            yield from _innermost_first(inner, seen)
+    if layer not in seen:
+        seen.add(layer)
+        yield layer
