@@ -1,7 +1,7 @@
-"""In: windows of two clocks that are aligned, or nearly so. Out: a network that tells how far a window was moved.
+"""In: windows of two clocks that are aligned, or nearly so. Out: a network that estimates the lag of a window.
 
-No movement and no labels are needed: windows are moved by known lags and the network learns to find them. Queries,
-keys and what is believed of their products are those of the tracking decoder; there is no head that decodes.
+No movement and no labels are needed: windows are moved by known lags, which are the targets. Queries, keys and the
+lag model are those of the tracked decoder; there is no head that decodes.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from tqdm.auto import tqdm
 
 from neurofuse.decoders.base import Scale
 from neurofuse.lag.attention import LagAttention
-from neurofuse.lag.calibration import LagLogLik, calibrate
-from neurofuse.lag.hmm import LagPosterior, constant_posterior
+from neurofuse.lag.calibration import calibrate
+from neurofuse.lag.hmm import LagLogLik, LagPosterior, constant_posterior
 from neurofuse.lag.losses import alignment_loss, mismatch_some
 from neurofuse.nets.encoders import StreamEncoder, encode, initialise
 from neurofuse.windows import EDGE_TOKENS, Batch, Windows
 
-# Parts of a window that must each find the lag by themselves.
+# Parts of a window, each with a loss of its own.
 N_PARTS = 4
-# Share of training windows whose anchor is not seen beyond their edges, so that short windows can be read alone.
+# Share of training windows without the anchor's context beyond their edges, so that short windows work by themselves.
 CUT_SHARE = 0.5
-# Windows heard at once.
-HEAR_BATCH = 32
+# Windows estimated at once.
+ESTIMATE_BATCH = 32
 
 
 class LagEstimatorNetwork(nn.Module):
-    """One encoder a clock and the attention between them; evidence of lags and nothing else."""
+    """One encoder per clock and the attention between them."""
 
     def __init__(
         self,
@@ -66,33 +66,33 @@ class LagEstimatorNetwork(nn.Module):
         )
 
     def forward(self, values: list[Tensor], present: list[Tensor], reach: int) -> tuple[Tensor, Tensor]:
-        """Log-likelihood of every lag at the window's tokens, (B, T, L), and of no match, (B, T)."""
+        """Log-likelihood of every lag at the window's tokens, (B, T, L), and of unmatched streams, (B, T)."""
         spare = reach - EDGE_TOKENS
         width = values[0].shape[1]
         own = slice(spare, width - spare)
-        there = present[0][:, own]
-        _, asking = encode(self.encoders[0], values[0][:, own], there)
-        _, asked = encode(self.encoders[1], values[1], present[1])
-        query, key = self.attention.queries(asking, there), self.attention.keys(asked, present[1])
-        score, lost = self.attention.log_lik(query, key)
-        inner = slice(EDGE_TOKENS, score.shape[1] - EDGE_TOKENS)
-        # Where either is missing nothing is said.
-        both = there[:, inner] & present[1].any(1, keepdim=True)
-        return score[:, inner] * both[..., None], lost[:, inner] * both
+        own_present = present[0][:, own]
+        _, query_in = encode(self.encoders[0], values[0][:, own], own_present)
+        _, key_in = encode(self.encoders[1], values[1], present[1])
+        query, key = self.attention.queries(query_in, own_present), self.attention.keys(key_in, present[1])
+        log_lik, unmatched = self.attention.log_lik(query, key)
+        inner = slice(EDGE_TOKENS, log_lik.shape[1] - EDGE_TOKENS)
+        # Where either stream is absent there is no evidence.
+        both = own_present[:, inner] & present[1].any(1, keepdim=True)
+        return log_lik[:, inner] * both[..., None], unmatched[:, inner] * both
 
 
 class LagEstimator:
-    """Learns to find by how much windows were moved.
+    """Estimates the lag of windows, trained on windows moved by known lags.
 
     Parameters
     ----------
     width, n_heads, head_width, kernel, dilations, dropout
         See `TrackedDecoder`.
     lag_steps : int
-        Fine lags a token.
+        Fine lags per token.
     n_steps, batch_size, learning_rate, check_every, patience : see `TorchDecoder`
-    foreign : float
-        Share of training windows whose other clock is taken from another window.
+    mismatched : float
+        Share of training windows whose second clock is taken from another window.
     seed : int
     progress : bool
     """
@@ -112,7 +112,7 @@ class LagEstimator:
         learning_rate: float = 3e-3,
         check_every: int = 25,
         patience: int = 6,
-        foreign: float = 0.15,
+        mismatched: float = 0.15,
         seed: int = 0,
         progress: bool = False,
     ) -> None:
@@ -120,17 +120,19 @@ class LagEstimator:
         self.kernel, self.dilations, self.dropout = kernel, dilations, dropout
         self.lag_steps, self.n_steps, self.batch_size = lag_steps, n_steps, batch_size
         self.learning_rate, self.check_every, self.patience = learning_rate, check_every, patience
-        self.foreign, self.seed, self.progress = foreign, seed, progress
+        self.mismatched, self.seed, self.progress = mismatched, seed, progress
 
-    def fit(self, X: Windows, rest: np.ndarray, held: Windows, held_rest: np.ndarray) -> LagEstimator:
-        """Train, stop on held-back windows, and make the evidence as strong as those say it may be.
+    def fit(
+        self, X: Windows, residual: np.ndarray, validation: Windows, validation_residual: np.ndarray
+    ) -> LagEstimator:
+        """Train, stop on validation windows, and calibrate the log-likelihoods on those.
 
         Parameters
         ----------
-        X, held : Windows
-            Their `shift` takes off what lag is known, constant in each window.
-        rest, held_rest : ndarray, shape (n_windows,)
-            The lag that is left after it, in tokens.
+        X, validation : Windows
+            Their `shift` removes the known lag, constant in each window.
+        residual, validation_residual : ndarray, shape (n_windows,)
+            The lag that is left, in tokens.
         """
         self._learn_scales(X)
         rng = np.random.default_rng([self.seed, 21])
@@ -154,14 +156,14 @@ class LagEstimator:
             optimizer, self.learning_rate, total_steps=self.n_steps + 1, pct_start=0.1
         )
         check = [
-            self._moved(held, held_rest, rows, np.random.default_rng([self.seed, 22]))
-            for rows in _portions(len(held), self.batch_size)[:4]
+            self._moved(validation, validation_residual, rows, np.random.default_rng([self.seed, 22]))
+            for rows in _portions(len(validation), self.batch_size)[:4]
         ]
         best, best_state, waited = np.inf, copy.deepcopy(net.state_dict()), 0
         order = np.empty(0, dtype=np.int64)
         bar = tqdm(
             total=self.n_steps,
-            desc="learn to find lags",
+            desc="train the lag estimator",
             unit="step",
             file=sys.stderr,
             disable=not self.progress,
@@ -173,7 +175,7 @@ class LagEstimator:
                     order = np.concatenate([order, rng.permutation(len(X))])
                 rows, order = order[: self.batch_size], order[self.batch_size :]
                 net.train()
-                loss = self._loss(mismatch_some(self._moved(X, rest, rows, rng), self.foreign, rng))
+                loss = self._loss(mismatch_some(self._moved(X, residual, rows, rng), self.mismatched, rng))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -184,16 +186,16 @@ class LagEstimator:
                     continue
                 net.eval()
                 with torch.no_grad():
-                    missed = float(np.mean([float(self._loss(b)) for b in check]))
-                if missed < best:
-                    best, best_state, waited = missed, copy.deepcopy(net.state_dict()), 0
+                    validation_loss = float(np.mean([float(self._loss(b)) for b in check]))
+                if validation_loss < best:
+                    best, best_state, waited = validation_loss, copy.deepcopy(net.state_dict()), 0
                 else:
                     waited += 1
                     if waited >= self.patience:
                         break
         net.load_state_dict(best_state)
         net.eval()
-        self._calibrate(held, held_rest)
+        self._calibrate(validation, validation_residual)
         return self
 
     def _learn_scales(self, X: Windows) -> None:
@@ -203,62 +205,62 @@ class LagEstimator:
             values, present = clock.gather(per * np.arange(n)[None], per)
             self.scales_.append(Scale.of(values[0][present[0]].astype(np.float64)))
 
-    def _moved(self, X: Windows, rest: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+    def _moved(self, X: Windows, residual: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         """Windows moved by any lag of the range, and the lag they then have."""
         per = X.tokens.per_token
         limit = X.max_lag * per
         by = rng.integers(-limit, limit + 1, len(rows))
         chosen = X[rows]
         batch = replace(chosen, shift=chosen.shift + by[:, None, None]).batch(slice(None))
-        lag = np.broadcast_to((by / per + rest[rows])[:, None, None], (*batch.lag.shape[:2], 1))
+        lag = np.broadcast_to((by / per + residual[rows])[:, None, None], (*batch.lag.shape[:2], 1))
         present = list(batch.present)
         cut = rng.random(len(rows)) < CUT_SHARE
         present[0] = _inside(present[0], batch.reach, cut)
         return replace(batch, lag=lag.astype(np.float32), present=tuple(present))
 
     def _loss(self, batch: Batch) -> Tensor:
-        """Surprise at the lag, of the window and of each of its parts, to within a fine lag."""
-        score, lost = self.network_(*self._inputs(batch))
-        n = score.shape[1] // N_PARTS * N_PARTS
-        parts = [x[:, :n].unflatten(1, (N_PARTS, -1)).sum(2) for x in (score, lost)]
+        """Negative log-likelihood of the lag, of the window and of each of its parts, to within a fine lag."""
+        log_lik, unmatched = self.network_(*self._inputs(batch))
+        n = log_lik.shape[1] // N_PARTS * N_PARTS
+        parts = [x[:, :n].unflatten(1, (N_PARTS, -1)).sum(2) for x in (log_lik, unmatched)]
         lag_B1 = torch.as_tensor(batch.lag[:, :1, 0])
-        missed = []
-        for heard, unheard in ([x.sum(1, keepdim=True) for x in parts], parts):
+        losses = []
+        for log_lik, unmatched in ([x.sum(1, keepdim=True) for x in parts], parts):
             # A window, or a part of it, has one lag: one token stands for all of them.
-            n_parts = heard.shape[1]
-            belief = self._posterior(heard.flatten(0, 1)[:, None], unheard.flatten()[:, None])
+            n_parts = log_lik.shape[1]
+            posterior = self._posterior(log_lik.flatten(0, 1)[:, None], unmatched.flatten()[:, None])
             lag = (self.lag_steps * lag_B1).repeat_interleave(n_parts, 0)
             limit = self.max_lag * self.lag_steps
-            missed.append(alignment_loss(belief, lag, torch.ones_like(lag, dtype=torch.bool), limit))
-        return missed[0] + missed[1]
+            losses.append(alignment_loss(posterior, lag, torch.ones_like(lag, dtype=torch.bool), limit))
+        return losses[0] + losses[1]
 
-    def _posterior(self, score_BTL: Tensor, lost_BT: Tensor) -> LagPosterior:
-        track = self.network_.attention.hmm
-        return constant_posterior(score_BTL, lost_BT, track.rates, track.to_fine_LG, causal=False)
+    def _posterior(self, log_lik_BTL: Tensor, unmatched_BT: Tensor) -> LagPosterior:
+        hmm = self.network_.attention.hmm
+        return constant_posterior(log_lik_BTL, unmatched_BT, hmm.rates, hmm.to_fine_LG, causal=False)
 
-    def _calibrate(self, held: Windows, rest: np.ndarray) -> None:
+    def _calibrate(self, validation: Windows, residual: np.ndarray) -> None:
         rng = np.random.default_rng([self.seed, 23])
-        rows = rng.permutation(len(held))[:64]
+        rows = rng.permutation(len(validation))[:64]
         if rows.size < 2:
             return
-        own = [self._moved(held, rest, rows, rng) for _ in range(3)]
-        heard = [self._heard(b) for b in own]
-        foreign = [self._heard(mismatch_some(b, 1.0, rng)) for b in own]
+        batches = [self._moved(validation, residual, rows, rng) for _ in range(3)]
+        own = [self._log_lik(b) for b in batches]
+        mismatched = [self._log_lik(mismatch_some(b, 1.0, rng)) for b in batches]
         attention = self.network_.attention
         calibrate(
             attention.hmm,
             self._posterior,
-            LagLogLik(*(torch.cat([h[k] for h in heard]) for k in (0, 1))),
-            LagLogLik(*(torch.cat([h[k] for h in foreign]) for k in (0, 1))),
-            torch.as_tensor(np.concatenate([b.lag[..., 0] for b in own])),
+            LagLogLik(*(torch.cat(x) for x in zip(*own, strict=True))),
+            LagLogLik(*(torch.cat(x) for x in zip(*mismatched, strict=True))),
+            torch.as_tensor(np.concatenate([b.lag[..., 0] for b in batches])),
             self.max_lag,
             1,
         )
 
     @torch.no_grad()
-    def _heard(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        score, lost = self.network_(*self._inputs(batch))
-        return score, lost
+    def _log_lik(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        log_lik, unmatched = self.network_(*self._inputs(batch))
+        return log_lik, unmatched
 
     def _inputs(self, batch: Batch) -> tuple[Any, ...]:
         values = [
@@ -267,38 +269,40 @@ class LagEstimator:
         ]
         return values, [torch.as_tensor(p) for p in batch.present], batch.reach
 
-    def hear(self, X: Windows, *, every: int, cut: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Log-likelihood of every lag in blocks of `every` tokens, beside that of no match.
+    def log_lik(self, X: Windows, *, every: int, cut: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Log-likelihood of every lag in blocks of `every` tokens, and of unmatched streams.
 
         Parameters
         ----------
         X : Windows
-            Lags are told relative to what their `shift` takes off.
+            Lags are relative to what their `shift` removes.
         every : int
-            Tokens a block; what is left of a window is left out.
+            Tokens per block; the rest of a window is left out.
         cut : bool
-            Show no more of the anchor than the window.
+            Leave out the anchor's context beyond the window.
 
         Returns
         -------
-        score : float32 ndarray, shape (n_windows, n_blocks, n_lags)
-        lost : float32 ndarray, shape (n_windows, n_blocks)
+        log_lik : float32 ndarray, shape (n_windows, n_blocks, n_lags)
+        unmatched : float32 ndarray, shape (n_windows, n_blocks)
         """
-        scores, losts = [], []
+        parts: list[tuple[Tensor, Tensor]] = []
         n = X.n_steps // every * every
-        for k in range(0, len(X), HEAR_BATCH):
-            batch = X[k : k + HEAR_BATCH].batch(slice(None))
+        for k in range(0, len(X), ESTIMATE_BATCH):
+            batch = X[k : k + ESTIMATE_BATCH].batch(slice(None))
             if cut:
                 inner = _inside(batch.present[0], batch.reach, np.ones(len(batch.movement), bool))
                 batch = replace(batch, present=(inner, *batch.present[1:]))
-            score, lost = self._heard(batch)
-            scores.append(score[:, :n].unflatten(1, (-1, every)).sum(2).numpy())
-            losts.append(lost[:, :n].unflatten(1, (-1, every)).sum(2).numpy())
-        return np.concatenate(scores), np.concatenate(losts)
+            parts.append(self._log_lik(batch))
+        log_lik, unmatched = (
+            torch.cat([x[:, :n].unflatten(1, (-1, every)).sum(2) for x in side]).numpy()
+            for side in zip(*parts, strict=True)
+        )
+        return log_lik, unmatched
 
 
 def _inside(present: np.ndarray, reach: int, rows: np.ndarray) -> np.ndarray:
-    """Presence taken off beyond the window, in some rows."""
+    """Presence without the context beyond the window, in some rows."""
     out = present.copy()
     out[rows, :reach] = False
     out[rows, out.shape[1] - reach :] = False
