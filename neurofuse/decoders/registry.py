@@ -113,18 +113,25 @@ def _misfit(option: str, value: Any, default: Any) -> str:
     if value is None or default is Parameter.empty or value == default:
         return ""
     if isinstance(default, bool):
-        return "" if isinstance(value, bool) else "True or False"
-    if isinstance(default, int):
-        least = 0 if option == "seed" else 1
-        whole = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
-        return "" if whole else "a whole number of zero or more" if least == 0 else "a positive whole number"
-    if isinstance(default, str):
-        return "" if isinstance(value, str) else "a word"
-    many = list(value) if isinstance(default, (tuple, list)) and isinstance(value, (tuple, list)) else [value]
-    if isinstance(default, (tuple, list)) and not (isinstance(value, (tuple, list)) and many):
-        return "several numbers, such as (1, 4)"
-    fits = all(isinstance(x, Real) and not isinstance(x, bool) and 0 <= float(x) < inf for x in many)
-    return "" if fits else "a number of zero or more" if len(many) == 1 else "numbers of zero or more"
+        fits, words = isinstance(value, bool), "True or False"
+    elif isinstance(default, str):
+        fits, words = isinstance(value, str), "a word"
+    elif isinstance(default, int) and option == "seed":
+        fits, words = _is_number(value, whole=True), "a whole number of zero or more"
+    elif isinstance(default, int):
+        fits, words = _is_number(value, whole=True) and value > 0, "a positive whole number"
+    elif isinstance(default, (tuple, list)):
+        many = isinstance(value, (tuple, list)) and len(value) > 0
+        fits, words = many and all(map(_is_number, value)), "several numbers of zero or more, such as (1, 4)"
+    else:
+        fits, words = _is_number(value), "a number of zero or more"
+    return "" if fits else words
+
+
+def _is_number(value: Any, *, whole: bool = False) -> bool:
+    """Whether a value is a finite number of zero or more."""
+    kind = Integral if whole else Real
+    return isinstance(value, kind) and not isinstance(value, bool) and 0 <= float(value) < inf
 
 
 def load_decoder(folder: str | Path) -> Decoder:
