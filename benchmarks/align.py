@@ -32,10 +32,11 @@ from neurofuse.alignment.align import align
 from neurofuse.alignment.baselines import SERIES_LOG_LIK, summed
 from neurofuse.alignment.clock_map import ClockMap
 from neurofuse.alignment.lag_evidence import lag_summary, on_finer_lags
-from neurofuse.alignment.result import AlignConfig, AlignmentRefused
+from neurofuse.alignment.result import AlignmentRefused
 from neurofuse.alignment.ridge_scan import RidgePredictor, scan
 from neurofuse.alignment.self_supervised import estimate_zero, recorded_by_both, train_along, windows_along
 from neurofuse.alignment.signal_pair import SignalPair, signal_pair
+from neurofuse.config import AlignConfig
 from neurofuse.jitters.lag_laws import Diffusion, LagJitter, move_clock
 from neurofuse.recording import NeurofuseError, Recording, Signal, Spikes, split_units
 from neurofuse.scores import share_inside
@@ -165,10 +166,10 @@ def _network_row(
     true_s: np.ndarray,
     zero: tuple[float, float],
 ) -> dict[str, Any]:
-    X, _, _ = windows_along(pair, ClockMap.constant(0.0, 0.0, 1.0), first, n, estimator.max_lag)
+    X = windows_along(pair, ClockMap.constant(0.0, 0.0, 1.0), first, n, estimator.max_lag_)
     X = replace(X, shift=X.shift + by[:, None, None])
     token = pair.tokens.token_s
-    own_s = token * np.arange(-estimator.max_lag, estimator.max_lag + 1)
+    own_s = token * np.arange(-estimator.max_lag_, estimator.max_lag_ + 1)
     out: dict[str, Any] = {}
     for name, cut in (("network", True), ("network, with A's context", False)):
         log_lik, _ = estimator.log_lik(X, every=n, cut=cut)

@@ -15,9 +15,10 @@ from neurofuse.alignment.align import align
 from neurofuse.alignment.baselines import pulse_evidence, pulses_of
 from neurofuse.alignment.clock_map import ClockMap, fit_clock
 from neurofuse.alignment.lag_evidence import MismatchTest, lag_summary
-from neurofuse.alignment.result import AlignConfig, AlignmentRefused
+from neurofuse.alignment.result import AlignmentRefused
 from neurofuse.alignment.ridge_scan import correlation_log_lik, scan
 from neurofuse.alignment.signal_pair import SmoothedPair, signal_pair
+from neurofuse.config import AlignConfig
 from neurofuse.jitters.lag_laws import Diffusion, Offset, Skew
 from neurofuse.recording import NeurofuseError, Recording, Signal, Spikes
 from neurofuse.report.figures import plot_clock
@@ -380,10 +381,10 @@ def test_no_stretch_is_estimated_by_a_network_that_was_trained_on_it(related, mo
         """Records its training windows; its log-likelihood of unmatched streams is its own number."""
 
         def __init__(self, **_):
-            self.max_lag = 0
+            pass
 
-        def fit(self, X, residual, validation, validation_residual):
-            self.max_lag = X.max_lag
+        def fit(self, X, *, validation):
+            self.max_lag_ = X.max_lag
             self.number = len(trained_on)
             trained_on.append(X.first)
             return self
@@ -399,9 +400,8 @@ def test_no_stretch_is_estimated_by_a_network_that_was_trained_on_it(related, mo
         np.array([0.0, 90.0]), np.zeros((2, 81)), np.linspace(0, 0.8, 81), span_s=(0.0, 90.0), model="offset"
     )
     start = replace(start, clock=ClockMap.constant(0.4, 0.0, 90.0))
-    evidence = self_supervised.fit_self_supervised(
-        pair, start, model="free", search_s=0.2, span_s=(0.0, 90.0)
-    ).evidence
+    config = AlignConfig(model="free", search_s=0.2)
+    evidence = self_supervised.fit_self_supervised(pair, start, config, span_s=(0.0, 90.0)).evidence
     assert len(trained_on) == self_supervised.ONE_IN
     token_s = pair.tokens.token_s
     for number, first in enumerate(trained_on):

@@ -10,12 +10,14 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from neurofuse.alignment.clock_map import ClockFit, ClockMap, Model, fit_clock
+from neurofuse.alignment.clock_map import ClockFit, ClockMap, fit_clock
 from neurofuse.alignment.lag_evidence import LagEvidence
 from neurofuse.alignment.ridge_scan import correlation_log_lik
 from neurofuse.alignment.signal_pair import SignalPair, SmoothedPair, lag_grid
+from neurofuse.config import ClockModel
+from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.jitter import nearest
-from neurofuse.recording import FloatArray, IntArray, NeurofuseError, Recording, Signal, Spikes
+from neurofuse.recording import FloatArray, IntArray, Recording, Signal, Spikes
 
 # Kernel (standard deviation) of the histogram of differences, and the largest residual of a matched pair, seconds.
 PULSE_S, SAME_PULSE_S = 0.01, 0.03
@@ -136,7 +138,7 @@ def pulse_evidence(
 
 
 def pulse_clock(
-    a_s: FloatArray, b_s: FloatArray, fit: ClockFit, *, model: Model
+    a_s: FloatArray, b_s: FloatArray, fit: ClockFit, *, model: ClockModel
 ) -> tuple[ClockMap, float, float]:
     """The clock of a fit; through every matched pulse if the model is "free".
 
@@ -164,7 +166,7 @@ def pulse_clock(
 
 
 def refine_on_pulses(
-    a_s: FloatArray, b_s: FloatArray, fit: ClockFit, *, model: Model, span_s: tuple[float, float]
+    a_s: FloatArray, b_s: FloatArray, fit: ClockFit, *, model: ClockModel, span_s: tuple[float, float]
 ) -> ClockFit:
     """The fit repeated with the difference of every pulse, to a tenth of a millisecond."""
     expected_s = fit.clock.to_b(a_s)

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import log_softmax
 
+from neurofuse.config import ClockModel
 from neurofuse.recording import FloatArray
 
-Model = Literal["offset", "linear", "piecewise", "free"]
-MODELS: tuple[Model, ...] = ("offset", "linear", "piecewise", "free")
 # Prior share of windows that carry no information about the lag.
 OUTLIER_SHARE = 0.1
 # Largest skew searched, and the most skews on the grid.
@@ -185,7 +183,7 @@ def fit_clock(
     log_lik_NG: FloatArray,
     lag_s: FloatArray,
     *,
-    model: Model = "piecewise",
+    model: ClockModel = "piecewise",
     span_s: tuple[float, float],
     around_ppm: float = 0.0,
     within_ppm: float = MAX_SKEW_PPM,

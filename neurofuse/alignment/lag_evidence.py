@@ -9,6 +9,8 @@ import xarray as xr
 from scipy.interpolate import make_interp_spline
 
 from neurofuse.alignment.clock_map import NEAR_S, ClockFit, ClockMap
+from neurofuse.config import AlignConfig
+from neurofuse.lag.hmm import LagGrid, LagPrior
 from neurofuse.lag.session import track_session
 from neurofuse.recording import FloatArray
 from neurofuse.scores import posterior_summary
@@ -113,15 +115,25 @@ def on_finer_lags(
     return fine_s, make_interp_spline(lag_s, log_lik, k=3, axis=1)(fine_s)
 
 
-def track(evidence: LagEvidence, *, adapt: bool) -> tuple[FloatArray, FloatArray, FloatArray]:
+def track(
+    evidence: LagEvidence, config: AlignConfig, *, adapt: bool
+) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Times (N,) of the rows of the table, the posterior of the lag (N, G), and of matched streams (N,).
 
-    With `adapt`, drift and jumps of the lag are estimated from the session.
+    Drift and jumps of the lag are those of the configuration; with `adapt` they are estimated from the session, with a
+    prior around those.
     """
     rows = evidence.merged(evidence.windows_per_row)
-    lag_step_s = float(rows.lag_s[1] - rows.lag_s[0])
+    grid = LagGrid(rows.window_s, float(rows.lag_s[1] - rows.lag_s[0]))
+    prior = LagPrior.from_seconds(grid, drift=config.drift, jumps=config.jumps, skew_ppm=config.skew_ppm)
     posterior, p_matched = track_session(
-        rows.log_lik, rows.unmatched, row_s=rows.window_s, lag_step_s=lag_step_s, adapt=adapt
+        rows.log_lik,
+        rows.unmatched,
+        row_s=grid.block_s,
+        lag_step_s=grid.lag_step_s,
+        drift=None if prior.drift is None else grid.drift_s(prior.drift),
+        jumps=config.jumps,
+        adapt=adapt,
     )
     return rows.time_s, posterior, p_matched
 
@@ -135,9 +147,9 @@ def lag_summary(posterior: FloatArray, lag_s: FloatArray, *, zero_error_s: float
     return found | {"lag_q05_s": found["lag_q05_s"] - more_s, "lag_q95_s": found["lag_q95_s"] + more_s}
 
 
-def follow_posterior(evidence: LagEvidence, fit: ClockFit) -> ClockFit:
+def follow_posterior(evidence: LagEvidence, fit: ClockFit, config: AlignConfig) -> ClockFit:
     """The clock along the posterior mean, linear where the streams do not match."""
-    time_s, posterior, p_matched = track(evidence, adapt=True)
+    time_s, posterior, p_matched = track(evidence, config, adapt=True)
     matched = p_matched >= 0.5
     if matched.sum() < 2:
         return fit
@@ -159,10 +171,15 @@ def follow_posterior(evidence: LagEvidence, fit: ClockFit) -> ClockFit:
 
 
 def lag_table(
-    evidence: LagEvidence, fit: ClockFit, clock: str, reference: str, *, adapt: bool = False
+    evidence: LagEvidence,
+    fit: ClockFit,
+    clocks: tuple[str, str],
+    config: AlignConfig,
+    *,
+    adapt: bool = False,
 ) -> xr.Dataset:
-    """The lag posterior of one clock along a session, and the lag of the fitted clock."""
-    time_s, posterior, p_matched = track(evidence, adapt=adapt)
+    """The lag posterior of the second of two clocks along a session, and the lag of the fitted clock."""
+    time_s, posterior, p_matched = track(evidence, config, adapt=adapt)
     found = lag_summary(posterior, evidence.lag_s, zero_error_s=evidence.zero_error_s)
     fitted_s = fit.clock.lag_s(time_s)
     near = np.abs(evidence.lag_s - fitted_s[:, None]) <= NEAR_S
@@ -176,9 +193,9 @@ def lag_table(
     table = xr.Dataset(
         {name: (("clock", "time"), np.asarray(v)[None]) for name, v in columns.items()}
         | {"posterior": (("clock", "time", "lag"), posterior[None].astype(np.float32))},
-        coords={"clock": [clock], "time": time_s, "lag": evidence.lag_s},
+        coords={"clock": [clocks[1]], "time": time_s, "lag": evidence.lag_s},
         attrs={
-            "reference": reference,
+            "reference": clocks[0],
             "token_s": float(evidence.window_s * evidence.windows_per_row),
             "half_width_s": fit.half_width_s,
         },

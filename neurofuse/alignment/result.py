@@ -1,4 +1,4 @@
-"""In: a fitted clock and its evidence. Out: an `Alignment` to read, save and apply; and the settings of one."""
+"""In: a fitted clock and its evidence. Out: an `Alignment` to read, save and apply, or a refusal."""
 
 from __future__ import annotations
 
@@ -8,53 +8,13 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from neurofuse.alignment.clock_map import MODELS, ClockFit, ClockMap, Jump, Model
+from neurofuse.alignment.clock_map import ClockFit, ClockMap, Jump
+from neurofuse.config import AlignConfig
+from neurofuse.errors import NeurofuseError
 from neurofuse.html import card, trace
-from neurofuse.recording import NeurofuseError, Recording
+from neurofuse.recording import Recording
 
-Method = Literal["learned", "ridge", "xcorr", "gcc-phat", "pulses"]
-METHODS: tuple[Method, ...] = ("learned", "ridge", "xcorr", "gcc-phat", "pulses")
 Status = Literal["aligned", "ambiguous", "refused"]
-
-
-@dataclass(frozen=True)
-class AlignConfig:
-    """How two clocks are aligned."""
-
-    # "learned": self-supervised attention; the others are baselines, see `neurofuse.alignment.baselines`.
-    method: Method = "learned"
-    # Freedom of B's clock: an offset, also a skew, also jumps, any course.
-    model: Model = "piecewise"
-    # Largest lag searched, seconds.
-    max_lag_s: float = 5.0
-    # Lags that the network searches around the first clock, seconds.
-    search_s: float = 0.5
-    # Length of the windows whose lag the baselines estimate, seconds.
-    window_s: float = 10.0
-    # Length of a token, seconds; None takes 20 ms, or the recording's own bins where they are longer.
-    token_s: float | None = None
-    # The clock to align, where there are more than two.
-    clock: str | None = None
-    # Count movement as a signal of its clock.
-    use_movement: bool = True
-    # Mains frequency to remove from LFP.
-    line_hz: float | None = None
-    # Most gradient steps.
-    n_steps: int = 400
-    seed: int = 0
-
-    def check(self) -> None:
-        """Refuse settings that no recording can satisfy."""
-        if self.method not in METHODS:
-            raise NeurofuseError(f"there is no method '{self.method}'; choose one of {', '.join(METHODS)}.")
-        if self.model not in MODELS:
-            raise NeurofuseError(
-                f"there is no clock model '{self.model}'; choose one of {', '.join(MODELS)}."
-            )
-        for name in ("max_lag_s", "search_s", "window_s", "n_steps"):
-            value = getattr(self, name)
-            if not 0 < value < float("inf"):
-                raise NeurofuseError(f"{name} must be a positive number, got {value:g}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +44,8 @@ class Alignment:
     evidence : dict
         Numbers that the verdict rests on.
     warnings : tuple of str
+    recording : Recording, optional
+        What was aligned, after the split of units and the planted error.
     """
 
     clock_a: str
@@ -100,10 +62,12 @@ class Alignment:
     lag: xr.Dataset
     evidence: dict[str, float]
     warnings: tuple[str, ...] = ()
+    recording: Recording | None = None
 
     @classmethod
     def of(
         cls,
+        recording: Recording,
         clocks: tuple[str, str],
         config: AlignConfig,
         fit: ClockFit,
@@ -129,10 +93,14 @@ class Alignment:
             lag=lag,
             evidence=evidence,
             warnings=warnings,
+            recording=recording,
         )
 
-    def apply(self, recording: Recording) -> Recording:
-        """The recording with everything of clock B re-timed to clock A."""
+    def apply(self, recording: Recording | None = None) -> Recording:
+        """A recording, by default the one that was aligned, with everything of clock B re-timed to clock A."""
+        recording = self.recording if recording is None else recording
+        if recording is None:
+            raise NeurofuseError("this alignment holds no recording; give the one to re-time.")
         moved = recording.retimed(
             self.clock_b,
             self.clock.to_a,

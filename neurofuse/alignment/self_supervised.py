@@ -11,12 +11,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from neurofuse.alignment.clock_map import ClockFit, ClockMap, Model, fit_clock
+from neurofuse.alignment.clock_map import ClockFit, ClockMap, fit_clock
 from neurofuse.alignment.lag_estimator import LagEstimator
 from neurofuse.alignment.lag_evidence import LagEvidence, MismatchTest, SessionFit, follow_posterior
 from neurofuse.alignment.ridge_scan import N_FOLDS, cross_validated_r2
 from neurofuse.alignment.signal_pair import SMOOTH_S, SignalPair
-from neurofuse.recording import FloatArray, NeurofuseError
+from neurofuse.config import AlignConfig, ClockModel
+from neurofuse.errors import NeurofuseError
+from neurofuse.jitters.jitter import TRUTH_STEP_S, LagTruth
+from neurofuse.lag.banded import cubic_taps
+from neurofuse.recording import FloatArray
 from neurofuse.windows import EDGE_TOKENS, Windows
 
 # Length of a window and of a block, whose lag is estimated, seconds; blocks per window that the clock is fitted to.
@@ -25,6 +29,8 @@ WINDOW_S, BLOCK_S, BLOCKS = 3.2, 0.8, 5
 ONE_IN, STRETCH_S = 4, 20.0
 # Smallest share of a window that both clocks recorded, in training and in estimation.
 TRAIN_PRESENT, ESTIMATE_PRESENT = 0.8, 0.25
+# Most gradient steps where nothing is given.
+N_STEPS = 400
 # Step of the lag grid, seconds.
 STEP_S = 0.005
 # Mismatched partners of each validation window.
@@ -38,12 +44,9 @@ ZERO_S, ZERO_STEP_S, ZERO_SPAN_S = 0.08, 0.01, 900.0
 def fit_self_supervised(
     pair: SignalPair,
     start: ClockFit,
+    config: AlignConfig,
     *,
-    model: Model,
-    search_s: float,
     span_s: tuple[float, float],
-    n_steps: int = 400,
-    seed: int = 0,
     progress: bool = False,
 ) -> SessionFit:
     """Train along a first clock, estimate the lag along the whole session, fit a clock.
@@ -53,26 +56,25 @@ def fit_self_supervised(
     pair : SignalPair
     start : ClockFit
         The first clock.
-    model : str
-        See `fit_clock`.
-    search_s : float
-        Largest lag that the network searches around the first clock, seconds.
+    config : AlignConfig
     span_s : tuple of float
         Start and stop of A, seconds.
     """
     # The first clock has local errors where the clock wanders, and a network reproduces the errors of its training
     # windows: each stretch is estimated by a network that was trained on the others.
-    turns = range(ONE_IN) if model == "free" else (ONE_IN - 1,)
+    free = config.model == "free"
+    turns = range(ONE_IN) if free else (ONE_IN - 1,)
     parts, tests = [], []
     for turn in turns:
         estimator, validation = train_along(
             pair,
             start.clock,
-            search_s=search_s,
+            search_s=config.search_s,
             span_s=span_s,
-            n_steps=n_steps,
+            n_steps=config.n_steps or N_STEPS,
+            device=config.device,
             validation_turn=turn,
-            seed=seed,
+            seed=config.seed,
             progress=progress,
         )
         parts.append(session_evidence(estimator, pair, start.clock, span_s=span_s))
@@ -89,16 +91,16 @@ def fit_self_supervised(
             log_lik=np.choose(turn_of[:, None], [p.log_lik for p in parts]),
             unmatched=np.choose(turn_of, [p.unmatched for p in parts]),
         )
-    fit = _fit(blocks, start, model, span_s)
-    if model == "free":
-        fit = follow_posterior(blocks, fit)
+    fit = _fit(blocks, start, config.model, span_s)
+    if free:
+        fit = follow_posterior(blocks, fit, config)
     zero = estimate_zero(pair, fit.clock, span_s)
     return SessionFit(
         replace(blocks, lag_s=blocks.lag_s + zero[0], zero_error_s=zero[1]), shifted(fit, zero), test
     )
 
 
-def _fit(blocks: LagEvidence, start: ClockFit, model: Model, span_s: tuple[float, float]) -> ClockFit:
+def _fit(blocks: LagEvidence, start: ClockFit, model: ClockModel, span_s: tuple[float, float]) -> ClockFit:
     windows = blocks.merged(BLOCKS)
     return fit_clock(
         windows.time_s,
@@ -114,46 +116,45 @@ def _fit(blocks: LagEvidence, start: ClockFit, model: Model, span_s: tuple[float
 
 def windows_along(
     pair: SignalPair, clock: ClockMap, first: np.ndarray, n_steps: int, max_lag: int
-) -> tuple[Windows, np.ndarray, np.ndarray]:
-    """Windows whose B is moved back by the clock's lag, constant in each.
+) -> Windows:
+    """Windows whose B is moved back by the clock's lag at their middles; what is left of that lag is their truth."""
+    tokens = pair.tokens
+    width = n_steps + 2 * (max_lag + EDGE_TOKENS)
+    shift = -offsets_along(pair, clock, first, n_steps)
+    n = int(np.ceil(tokens.n_tokens * tokens.token_s / TRUTH_STEP_S)) + 1
+    time_s = tokens.origin_s + TRUTH_STEP_S * np.arange(n, dtype=np.float64)
+    truth = LagTruth(pair.clocks[1], time_s, clock.lag_s(time_s), "the first clock")
+    return Windows(
+        tokens,
+        first,
+        n_steps,
+        max_lag,
+        np.broadcast_to(shift[:, None, None], (first.size, width, 1)).copy(),
+        truths=(truth,),
+    )
 
-    Returns
-    -------
-    windows : Windows
-    residual : ndarray, shape (n_windows,)
-        The rest of the clock's lag, in tokens: less than a fine step.
-    offset_s : ndarray, shape (n_windows,)
-        The lag that was removed.
-    """
+
+def offsets_along(pair: SignalPair, clock: ClockMap, first: np.ndarray, n_steps: int) -> np.ndarray:
+    """The clock's lag at the middle of windows, in whole fine steps, shape (n_windows,)."""
     tokens = pair.tokens
     middle_s = tokens.origin_s + (first + 0.5 * n_steps) * tokens.token_s
-    lag = clock.lag_s(middle_s) / tokens.fine_s
-    offset = np.rint(lag).astype(np.int64)
-    width = n_steps + 2 * (max_lag + EDGE_TOKENS)
-    shift = np.broadcast_to(-offset[:, None, None], (first.size, width, 1)).copy()
-    return (
-        Windows(tokens, first, n_steps, max_lag, shift),
-        (lag - offset) / tokens.per_token,
-        offset.astype(np.float64) * tokens.fine_s,
-    )
+    return np.rint(clock.lag_s(middle_s) / tokens.fine_s).astype(np.int64)
 
 
 def recorded_by_both(
     pair: SignalPair, clock: ClockMap, first: np.ndarray, n_steps: int, least: float
 ) -> np.ndarray:
     """First tokens of those windows of which A, and B along the clock, recorded at least a share `least`."""
-    tokens = pair.tokens
-    per = tokens.per_token
-    a, b = tokens.clocks
+    per = pair.tokens.per_token
+    a, b = pair.tokens.clocks
     stop = len(a.cover) - 1
 
     def share(cover: FloatArray, at: np.ndarray) -> FloatArray:
         low, high = np.clip(at, 0, stop), np.clip(at + n_steps * per, 0, stop)
         return (cover[high] - cover[low]) / (n_steps * per)
 
-    _, _, offset_s = windows_along(pair, clock, first, n_steps, 1)
-    offset = np.rint(offset_s / tokens.fine_s).astype(int)
-    return first[np.minimum(share(a.cover, first * per), share(b.cover, first * per + offset)) >= least]
+    on_b = first * per + offsets_along(pair, clock, first, n_steps)
+    return first[np.minimum(share(a.cover, first * per), share(b.cover, on_b)) >= least]
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,8 @@ def train_along(
     *,
     search_s: float,
     span_s: tuple[float, float],
-    n_steps: int = 400,
+    n_steps: int = N_STEPS,
+    device: str = "auto",
     validation_turn: int = ONE_IN - 1,
     seed: int = 0,
     progress: bool = False,
@@ -236,15 +238,16 @@ def train_along(
             f"the two clocks share too little to learn from ({train.size} windows of {WINDOW_S:g} s to train on, "
             f"{validation.size} for validation); give a longer recording or --method ridge."
         )
-    X, residual, _ = windows_along(pair, clock, train, n, max_lag)
-    check, check_residual, _ = windows_along(pair, clock, validation, n, max_lag)
-    estimator = LagEstimator(n_steps=n_steps, seed=seed, progress=progress)
-    estimator.fit(X, residual, check, check_residual)
+    estimator = LagEstimator(n_steps=n_steps, seed=seed, device=device, progress=progress)
+    estimator.fit(
+        windows_along(pair, clock, train, n, max_lag),
+        validation=windows_along(pair, clock, validation, n, max_lag),
+    )
     apart = [int(validation[0])]
     for f in validation[1:]:
         if f - apart[-1] >= n:
             apart.append(int(f))
-    return estimator, windows_along(pair, clock, np.array(apart), n, max_lag)[0]
+    return estimator, windows_along(pair, clock, np.array(apart), n, max_lag)
 
 
 def session_evidence(
@@ -257,10 +260,11 @@ def session_evidence(
     low, high = _token_span(pair, span_s)
     first = np.arange(max(0, low), min(tokens.n_tokens, high) - n + 1, n)
     first = recorded_by_both(pair, clock, first, n, ESTIMATE_PRESENT)
-    X, _, offset_s = windows_along(pair, clock, first, n, estimator.max_lag)
-    log_lik, unmatched = estimator.log_lik(X, every=every)
+    max_lag = estimator.max_lag_
+    offset_s = tokens.fine_s * offsets_along(pair, clock, first, n).astype(np.float64)
+    log_lik, unmatched = estimator.log_lik(windows_along(pair, clock, first, n, max_lag), every=every)
     n_blocks = log_lik.shape[1]
-    own_s = tokens.token_s * np.arange(-estimator.max_lag, estimator.max_lag + 1, dtype=np.float64)
+    own_s = tokens.token_s * np.arange(-max_lag, max_lag + 1, dtype=np.float64)
     begin = np.floor((offset_s.min() + own_s[0]) / STEP_S)
     lag_s = STEP_S * np.arange(begin, np.ceil((offset_s.max() + own_s[-1]) / STEP_S) + 1)
     out = np.empty((first.size, n_blocks, lag_s.size))
@@ -279,13 +283,7 @@ def _at_lags(own_s: np.ndarray, log_lik: np.ndarray, lag_s: np.ndarray) -> np.nd
     inside = (place >= 0) & (place <= own_s.size - 1)
     below = np.clip(np.floor(place).astype(int), 0, own_s.size - 2)
     t = np.where(inside, place - below, 0.0)
-    taps = (
-        -0.5 * t + t**2 - 0.5 * t**3,
-        1 - 2.5 * t**2 + 1.5 * t**3,
-        0.5 * t + 2 * t**2 - 1.5 * t**3,
-        -0.5 * t**2 + 0.5 * t**3,
-    )
-    out = sum(c * log_lik[:, np.clip(below + k - 1, 0, own_s.size - 1)] for k, c in enumerate(taps))
+    out = sum(c * log_lik[:, np.clip(below + k - 1, 0, own_s.size - 1)] for k, c in enumerate(cubic_taps(t)))
     return np.where(inside, out, log_lik.min(1, keepdims=True))
 
 

@@ -6,7 +6,6 @@ of seconds but correlate unrelated recordings, so each feature's mean over half 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,18 +15,15 @@ import xarray as xr
 from scipy.ndimage import gaussian_filter1d
 
 from neurofuse.config import FeatureConfig
-from neurofuse.features import channel_quality, drop_bad, lfp_features, resample
-from neurofuse.recording import FloatArray, NeurofuseError, Recording, Signal, Stream
+from neurofuse.errors import NeurofuseError
+from neurofuse.features import clean_lfp, lfp_features
+from neurofuse.recording import FloatArray, Recording, Signal, Stream
 from neurofuse.tokens import ClockTokens, Tokens, tokenize
 
 # The mean of every feature over this long is subtracted, seconds.
 TREND_S = 30.0
 # Step of injected lags, seconds; twice that for recordings longer than LONG_S, which halves memory.
 FINE_S, LONG_S = 0.005, 1200.0
-# Channels whose features are computed at once; bounds memory.
-CHANNELS_AT_ONCE = 8
-# Broadband LFP is resampled to this rate first.
-LFP_RATE_HZ = 1000.0
 # Step of a linear scan, and the kernel (standard deviation) its signals are smoothed with, seconds.
 COARSE_S, SMOOTH_S = 0.04, 0.1
 # Most principal components of a clock in a linear scan.
@@ -141,7 +137,6 @@ def signal_pair(
         replace(recording, reference=first, streams=streams, movement=None),
         causal=False,
         line_hz=line_hz,
-        channels_at_once=CHANNELS_AT_ONCE,
     )
     two = two.but(streams=(*two.streams, *movement))
     span_s = two.span_s[1] - two.span_s[0]
@@ -186,9 +181,9 @@ def _movement_signal(recording: Recording) -> Signal:
 
 
 def featured(
-    recording: Recording, *, causal: bool, line_hz: float | None, channels_at_once: int
+    recording: Recording, *, causal: bool, line_hz: float | None
 ) -> tuple[Recording, list[str], pd.DataFrame]:
-    """Compute features of all LFP streams, without bad channels, a few channels at a time.
+    """Leave out bad channels of all LFP streams, and compute features of the others.
 
     Parameters
     ----------
@@ -197,8 +192,6 @@ def featured(
         Filters use the past alone; otherwise they have no phase.
     line_hz : float, optional
         Mains frequency to remove.
-    channels_at_once : int
-        Bounds memory, does not change numbers.
 
     Returns
     -------
@@ -211,34 +204,17 @@ def featured(
     streams: list[Stream] = []
     warnings, tables = [], []
     for stream in recording.streams:
-        if not isinstance(stream, Signal) or stream.kind != "lfp":
-            streams.append(stream)
-            continue
-        if stream.rate_hz > 2.5 * LFP_RATE_HZ:
-            groups = _in_groups(stream, channels_at_once)
-            stream = _joined([resample(g, LFP_RATE_HZ, causal=causal) for g in groups])
-        table = channel_quality(stream)
-        tables.append(table.assign(stream=stream.name))
-        kept = drop_bad(stream, table)
-        if n_bad := stream.n_channels - kept.n_channels:
-            warnings.append(
-                f"{n_bad} of {stream.n_channels} channels of '{stream.name}' are bad and were left out."
-            )
-        groups = _in_groups(kept, channels_at_once)
-        streams.append(_joined([lfp_features(g, config=config) for g in groups]))
+        if isinstance(stream, Signal) and stream.kind == "lfp":
+            clean, table = clean_lfp(stream, causal=causal)
+            tables.append(table.assign(stream=stream.name))
+            if n_bad := int(table["bad"].sum()):
+                warnings.append(
+                    f"{n_bad} of {len(table)} channels of '{stream.name}' are bad and were left out."
+                )
+            stream = lfp_features(clean, config=config)
+        streams.append(stream)
     quality = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
     return recording.but(streams=tuple(streams)), warnings, quality
-
-
-def _in_groups(signal: Signal, n: int) -> Iterator[Signal]:
-    rows = list(range(signal.n_channels))
-    for k in range(0, len(rows), n):
-        yield signal.select(rows[k : k + n])
-
-
-def _joined(parts: list[Signal]) -> Signal:
-    data = xr.concat([p.data for p in parts], dim="channel", combine_attrs="override")
-    return replace(parts[0], data=data)
 
 
 def _centred(stream: Stream) -> Stream:
