@@ -36,7 +36,7 @@ from neurofuse.alignment.result import AlignConfig, AlignmentRefused
 from neurofuse.alignment.ridge_scan import RidgeReader, scan
 from neurofuse.alignment.self_supervised import present_firsts, train_along, windows_along, zero_of
 from neurofuse.alignment.signal_pair import SignalPair, signal_pair
-from neurofuse.jitters.lag_laws import Diffusion, LagLaw, move_clock
+from neurofuse.jitters.lag_laws import Diffusion, LagJitter, move_clock
 from neurofuse.recording import NeurofuseError, Recording, Signal, Spikes, split_units
 from neurofuse.scores import share_inside
 from neurofuse.simulation import SimulationConfig, simulate
@@ -45,7 +45,7 @@ HIT_S = 0.05
 
 
 @dataclass(frozen=True)
-class Session(LagLaw):
+class Session(LagJitter):
     """An offset of `level`, a skew, one jump."""
 
     ppm: float = 30.0

@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from neurofuse.jitters.lag_laws import Jumps, LagLaw, NoLag, Skew, Walk, WindowLag
+from neurofuse.jitters.lag_laws import Jumps, LagJitter, NoLag, Skew, Walk, WindowLag
 from neurofuse.recording import NeurofuseError
 from neurofuse.tokens import Tokens
-from neurofuse.windows import Windows, split
+from neurofuse.windows import Windows, split_windows
 
 SIM_S = 300.0
 # Lags of 0.2 s (simulation) or 0.3 s (recordings) standard deviation. A line through the recording has this spread
@@ -37,7 +37,7 @@ SIM_S = 300.0
 SIM_LEVEL_S, REAL_LEVEL_S = 0.2, 0.3
 SKEW_PPM = round(1e6 * 2 * np.sqrt(3) * SIM_LEVEL_S / SIM_S)
 
-LAWS: dict[str, dict[str, LagLaw]] = {
+LAWS: dict[str, dict[str, LagJitter]] = {
     "sim": {
         "constant": WindowLag(SIM_LEVEL_S),
         "walk": Walk(SIM_LEVEL_S),
@@ -92,7 +92,7 @@ class Training:
         return f"{self.data}-{self.law}.{self.decoder}.{self.seed}"
 
     @property
-    def rows(self) -> dict[str, LagLaw]:
+    def rows(self) -> dict[str, LagJitter]:
         """The scenarios that this training can be tested on."""
         if self.law != "none":
             return {f"{self.data}-{self.law}": LAWS[self.data][self.law]}
@@ -114,7 +114,8 @@ def scenarios() -> list[str]:
 def tokens_of(data: str, causal: bool, seed: int) -> Tokens:
     """A data set as tokens, its clocks agreeing."""
     import neurofuse
-    from neurofuse.features import FeatureConfig, lfp_features
+    from neurofuse.config import FeatureConfig
+    from neurofuse.features import lfp_features
     from neurofuse.recording import separate_lfp, split_units
     from neurofuse.simulation import SimulationConfig, simulate
 
@@ -156,9 +157,9 @@ def run(training: Training) -> dict[str, dict[str, float]]:
     tokens = tokens_of(training.data, causal, training.seed)
     window_s, max_lag_s = SIZES[training.data]
 
-    def cut(law: LagLaw) -> Any:
+    def cut(law: LagJitter) -> Any:
         rng = np.random.default_rng([training.seed, 5])
-        return split(tokens, window_s=window_s, max_lag_s=max_lag_s, jitter=law, rng=rng)
+        return split_windows(tokens, window_s=window_s, max_lag_s=max_lag_s, jitter=law, rng=rng)
 
     parts = cut(LAWS[training.data].get(training.law, NoLag()))
     decoder = make_decoder(training.decoder.removesuffix("-causal"), causal=causal, seed=training.seed)

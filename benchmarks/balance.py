@@ -25,11 +25,12 @@ import torch
 import xarray as xr
 from matplotlib.figure import Figure
 
+from neurofuse.config import FeatureConfig
 from neurofuse.decoders.registry import make_decoder
-from neurofuse.features import FeatureConfig, lfp_features
+from neurofuse.features import lfp_features
 from neurofuse.simulation import DOMINANCE, simulate
 from neurofuse.tokens import tokenize
-from neurofuse.windows import Split, Windows, split
+from neurofuse.windows import Split, Windows, split_windows
 
 DECODERS = ("tracked", "early")
 # What each way of balancing is asked for; OGM-GE and blending judge by masked passes, and so keep modality dropout.
@@ -48,7 +49,7 @@ def dominated() -> Split:
     recording, _ = simulate(config=DOMINANCE, rng=np.random.default_rng(0))
     features = lfp_features(recording["lfp"], config=FeatureConfig(causal=False))
     tokens = tokenize(recording.but(streams=(recording["spikes"], features)), token_s=0.04)
-    return split(tokens, window_s=2.0, max_lag_s=0.4, rng=np.random.default_rng(0))
+    return split_windows(tokens, window_s=2.0, max_lag_s=0.4, rng=np.random.default_rng(0))
 
 
 def spikes_alone(parts: Split) -> Split:

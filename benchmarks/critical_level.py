@@ -28,7 +28,7 @@ from neurofuse.report.figures.plot_attention import SERIES
 from neurofuse.study.threshold import threshold_of
 from neurofuse.theory import anomaly_probability, critical_noise
 from neurofuse.tokens import Tokens, tokenize
-from neurofuse.windows import EDGE_TOKENS, cut, split
+from neurofuse.windows import EDGE_TOKENS, cut_windows, split_windows
 
 BAND_HZ, TOKEN_S, WINDOW_S, MAX_LAG_S, SNR_ANCHOR = 5.0, 0.02, 4.0, 0.5, 1.0
 HEARD_S = WINDOW_S + 2 * EDGE_TOKENS * TOKEN_S
@@ -76,16 +76,16 @@ def run(name: str, seed: int, critical: float) -> list[float]:
     law = WindowLag(2 * MAX_LAG_S)
     stretch = (np.arange(round(TRAIN_S / TOKEN_S)) * TOKEN_S // STRETCH_S).astype(int)
     tokens = pair(TRAIN_S, critical * rng.uniform(0.25, 1.25, stretch[-1] + 1)[stretch], rng=rng)
-    parts = split(
+    parts = split_windows(
         tokens, window_s=WINDOW_S, max_lag_s=MAX_LAG_S, train=0.8, validation=0.15, jitter=law, rng=rng
     )
     # The law is about one lag a window, so no other is met in training.
-    decoder = make_decoder(name, seed=seed, alone=False, roam=0.0)
+    decoder = make_decoder(name, seed=seed, unimodal=False, augment=0.0)
     decoder.fit(parts.train, validation=parts.validation)
     hits = []
     for k, factor in enumerate(FACTORS):
         draw = np.random.default_rng([seed, 42, k])
-        test = cut(
+        test = cut_windows(
             pair(TEST_S, factor * critical, rng=draw),
             window_s=WINDOW_S,
             stride_s=WINDOW_S,

@@ -13,12 +13,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from neurofuse.config import FeatureConfig
 from neurofuse.decoders.registry import make_decoder
 from neurofuse.decoders.tracked import LagNetwork
-from neurofuse.features import FeatureConfig, lfp_features
+from neurofuse.features import lfp_features
 from neurofuse.simulation import SimulationConfig, demo_law, simulate
 from neurofuse.tokens import Tokens, tokenize
-from neurofuse.windows import EDGE_TOKENS, Split, split
+from neurofuse.windows import EDGE_TOKENS, Split, split_windows
 
 TOKEN_S = 0.02
 N_INPUTS = [48, 64]
@@ -69,9 +70,9 @@ def network(max_lag: int, *, lag_steps: int = 1) -> LagNetwork:
         kernel=5,
         dilations=(1, 4),
         dropout=0.0,
-        chain="tracked",
-        lag_steps=lag_steps,
-        every=4,
+        lag_model="tracked",
+        fine_lags_per_token=lag_steps,
+        tokens_per_block=4,
         bidirectional=False,
         causal=False,
     ).eval()
@@ -125,7 +126,7 @@ def main() -> None:
     columns = []
     for window_s, batch_size in ((3.0, 32), (30.0, 4)):
         rng = np.random.default_rng(0)
-        parts = split(tokens, window_s=window_s, max_lag_s=0.5, train=0.6, validation=0.2, rng=rng)
+        parts = split_windows(tokens, window_s=window_s, max_lag_s=0.5, train=0.6, validation=0.2, rng=rng)
         columns.append(training(parts, batch_size=batch_size))
     for name in columns[0]:
         print(f"| {name} | " + " | ".join(f"{c[name] / c['early']:.2f}" for c in columns) + " |")

@@ -25,19 +25,20 @@ import xarray as xr
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from neurofuse.config import FeatureConfig
 from neurofuse.decoders.base import Decoder
 from neurofuse.decoders.early import EarlyNetwork
 from neurofuse.decoders.gradients import gradient_over_time, gradient_path, watch_gradients
 from neurofuse.decoders.neural import TorchDecoder
 from neurofuse.decoders.registry import make_decoder
 from neurofuse.decoders.tracked import LagNetwork
-from neurofuse.features import FeatureConfig, lfp_features
+from neurofuse.features import lfp_features
 from neurofuse.jitters.lag_laws import Offset
 from neurofuse.nets.encoders import TemporalBlock
 from neurofuse.report.figures.panel import BLACK, BLUE, GREEN, ORANGE, TITLE, VERMILLION, tidy
 from neurofuse.simulation import SimulationConfig, simulate
 from neurofuse.tokens import tokenize
-from neurofuse.windows import Split, split
+from neurofuse.windows import Split, split_windows
 
 DEPTHS = (4, 8, 16, 32)
 BLOCKS = ("plain", "plain He", "normalised", "residual")
@@ -110,7 +111,16 @@ class ArrangedDecoder(TorchDecoder):
         shared["dropout"] = self.dropout
         if self.fusion == "cross":
             net: Any = LagNetwork(
-                n_inputs, n_axes, max_lag, n_heads=4, head_width=8, chain="softmax", every=1, **shared
+                n_inputs,
+                n_axes,
+                max_lag,
+                n_heads=4,
+                head_width=8,
+                lag_model="softmax",
+                fine_lags_per_token=1,
+                tokens_per_block=1,
+                bidirectional=False,
+                **shared,
             )
             encoders, n_each = list(net.encoders), (self.depth - HEAD) // 2
         else:
@@ -150,7 +160,7 @@ def simulated_windows() -> Split:
     bands = (("lmp", 0.0, 5.0), ("high_gamma", 70.0, 150.0))
     features = lfp_features(recording["lfp"], config=FeatureConfig(bands=bands, causal=False))
     tokens = tokenize(recording.but(streams=(recording["spikes"], features)))
-    return split(tokens, window_s=2.0, max_lag_s=0.5, rng=np.random.default_rng(0))
+    return split_windows(tokens, window_s=2.0, max_lag_s=0.5, rng=np.random.default_rng(0))
 
 
 def first_layer(fusion: str, clock: int) -> str:

@@ -22,7 +22,7 @@ from neurofuse.decoders.balance import (
 )
 from neurofuse.decoders.neural import TorchDecoder
 from neurofuse.decoders.registry import DECODERS, make_decoder
-from neurofuse.decoders.tracked import convex_weights, on_lag
+from neurofuse.decoders.tracked import convex_weights, point_posterior
 from neurofuse.lag.losses import alignment_losses, mismatch_some
 from neurofuse.recording import NeurofuseError
 from neurofuse.simulation import DOMINANCE, simulate
@@ -199,22 +199,22 @@ def test_windows_that_miss_a_stream_do_not_teach_the_lag(parts):
         for k in (0, 1):
             masked = keep_only(batch, [k])
             reading = decoder.network_(*decoder.network_inputs(masked))[1]
-            assert float(alignment_losses(reading.beliefs, masked, decoder.max_lag_)) == 0
+            assert float(alignment_losses(reading.posteriors, masked, decoder.max_lag_)) == 0
         reading = decoder.network_(
             *decoder.network_inputs(mismatch_some(batch, 0.5, np.random.default_rng(0)))
         )[1]
         swapped = mismatch_some(batch, 0.5, np.random.default_rng(0))
-        assert float(alignment_losses(reading.beliefs, swapped, decoder.max_lag_)) > 0
+        assert float(alignment_losses(reading.posteriors, swapped, decoder.max_lag_)) > 0
 
 
 def test_where_nothing_asks_the_usual_lag_is_believed(parts):
     """With the anchor absent the posterior is the prior; with it there, it is not."""
     decoder = quick("tracked", n_steps=1).fit(parts.train, validation=parts.validation)
     inside = parts.train[10:14]  # the anchor was recorded throughout, and on both sides
-    track = decoder.network_.attentions[0].track
+    track = decoder.network_.attentions[0].hmm
     with torch.no_grad():
         track.prior_L[3] += 0.5
-        track.drift -= 1
+        track.log_drift -= 1
         prior = track.rates.log_prior_G.softmax(-1)
     alone = decoder.decode(inside.without(0)).posterior["b"]
     np.testing.assert_allclose(alone, np.broadcast_to(prior, alone.shape), atol=1e-3)
@@ -224,10 +224,10 @@ def test_where_nothing_asks_the_usual_lag_is_believed(parts):
 def test_of_a_single_stream_left_its_own_head_says_the_movement(parts):
     decoder = quick("tracked", n_steps=5).fit(parts.train, validation=parts.validation)
     inside = parts.train[10:14]
-    decoder.network_.share_KA.zero_()  # the fusion alone speaks where it can
+    decoder.network_.unimodal_weight_KA.zero_()  # the fusion alone speaks where it can
     both, left = decoder.predict(inside), [decoder.predict(inside.without(k)) for k in (0, 1)]
     with torch.no_grad():
-        for p in decoder.network_.alone[1].head.output.parameters():
+        for p in decoder.network_.unimodal[1].head.output.parameters():
             p.zero_()
     # The anchor is gone: the other clock's head speaks, and says the mean.
     np.testing.assert_allclose(
@@ -251,7 +251,7 @@ def test_weights_of_voices_are_the_best_convex_ones():
 def test_each_clock_speaks_beside_the_fusion_as_far_as_its_share_and_through_the_alignment(parts):
     decoder = quick("tracked", n_steps=5).fit(parts.train, validation=parts.validation)
     inside = parts.train[10:14]
-    share = decoder.network_.share_KA
+    share = decoder.network_.unimodal_weight_KA
     assert bool((share >= 0).all())
     assert bool((share.sum(0) <= 1 + 1e-6).all())
     for k in (0, 1):
@@ -268,10 +268,10 @@ def test_each_clock_speaks_beside_the_fusion_as_far_as_its_share_and_through_the
         lag, reach = 2, decoder.max_lag_
         values, present, width = decoder.network_inputs(inside.batch(slice(None)))
         steps = inside.n_steps + 2 * (width - reach)
-        belief = on_lag(torch.full((len(inside), steps), float(lag)), reach, 2 * reach + 1)
+        belief = point_posterior(torch.full((len(inside), steps), float(lag)), reach, 2 * reach + 1)
         with torch.no_grad():
             through, _ = decoder.network_(values, present, width, [belief])
-            whole, _ = decoder.network_.alone[1](values, present, 0)
+            whole, _ = decoder.network_.unimodal[1](values, present, 0)
         np.testing.assert_allclose(through, whole[:, width + lag : width + lag + inside.n_steps], atol=1e-5)
 
 

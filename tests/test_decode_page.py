@@ -1,4 +1,4 @@
-"""The report page: one file that stands by itself, says what was found, and trusts no name."""
+"""The report page: one self-contained file with the verdict, in which every name is escaped."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def make_tables(
         "n_windows": {"train": 400, "validation": 60, "test": 11},
         "seconds": {"train": 812.4, "validation": 120.0, "test": 34.0},
         "scored": "stitched",
-        "warnings": ["34 s of test time are too little to trust a difference of 0.02 in R²."],
+        "warnings": ["34 s of test time are too few to resolve a difference of 0.02 in R²."],
         "settings": {"seed": 1, "decoder": {"name": "tracked", "lags_s": [-1, 1]}, "features": {}},
         "provenance": ["read session.nwb", "cut to 0-240 s", "clock 'lfp' drifted by 12 ppm"],
         "recording": "Recording 'session', 0.00 to 240.00 s on clock 'spikes'",
@@ -189,9 +189,9 @@ def test_the_page_opens_with_the_verdict_and_the_warnings(tmp_path: Path) -> Non
     metrics, prediction, alignment = make_tables(clocks=("lfp",))
     metrics |= {"r2_mean": 0.912, "baseline_ridge_r2_mean": 0.74}
     page = written(tmp_path, (metrics, prediction, alignment))
-    said = "R² 0.91 (ridge 0.74); the clock 'lfp' was found within 25 ms in 97 % of the test time."
-    assert said in page.text
-    order = [page.text.index(x) for x in (said, "too little to trust", "mean", "Predicted and true")]
+    sentence = "R² 0.91 (ridge 0.74); the clock 'lfp' was found within 25 ms in 97 % of the test time."
+    assert sentence in page.text
+    order = [page.text.index(x) for x in (sentence, "too few to resolve", "mean", "Predicted and measured")]
     assert order == sorted(order)
     assert page.open == []
 
@@ -207,13 +207,13 @@ def test_every_section_is_there_with_its_figures_inside_the_file(tmp_path: Path)
     )
     page = Page(path)
     for heading in (
-        "Predicted and true movement",
+        "Predicted and measured movement",
         "Trajectory",
         "The lag between the clocks",
         "The data",
-        "Where the decoder looked",
-        "How it was scored",
-        "Where the data came from",
+        "Attention over lags",
+        "Scoring",
+        "Origin of the data",
         "Settings",
     ):
         assert heading in page.text
@@ -234,7 +234,7 @@ def test_every_section_is_there_with_its_figures_inside_the_file(tmp_path: Path)
     assert path.stat().st_size < 3e6
 
 
-def test_the_page_asks_nothing_of_the_network(tmp_path: Path) -> None:
+def test_the_page_loads_nothing_from_the_network(tmp_path: Path) -> None:
     page = written(tmp_path, make_tables())
     assert not re.search(r"https?:|//|url\(|@import", re.sub(r'src="data:[^"]*"', "", page.raw))
     assert {t for t, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "base"})
@@ -244,7 +244,7 @@ def test_the_page_asks_nothing_of_the_network(tmp_path: Path) -> None:
 
 # What other tests left to be collected is theirs.
 @pytest.mark.filterwarnings("error", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_no_name_from_a_file_is_trusted(tmp_path: Path) -> None:
+def test_every_name_from_a_file_is_escaped(tmp_path: Path) -> None:
     metrics, prediction, alignment = make_tables(axes=(HOSTILE, "_$a_$b"), clocks=(HOSTILE, 'q" onload="x'))
     metrics |= {
         "name": HOSTILE,
@@ -290,7 +290,7 @@ def test_names_no_encoding_can_write_still_give_a_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize("axes", [("angle",), ("x", "y", "z")])
 @pytest.mark.parametrize("clocks", [(), ("lfp",)])
 @pytest.mark.parametrize(("truth", "ridge"), [(False, False), (True, True)])
-def test_what_is_missing_is_left_out_without_a_fuss(
+def test_what_is_missing_is_left_out_of_the_page(
     tmp_path: Path, axes: tuple[str, ...], clocks: tuple[str, ...], truth: bool, ridge: bool
 ) -> None:
     page = written(tmp_path, make_tables(axes=axes, clocks=clocks, truth=truth, ridge=ridge))
@@ -300,11 +300,11 @@ def test_what_is_missing_is_left_out_without_a_fuss(
     assert "nan" not in page.text.lower()
 
 
-def test_the_barest_tables_give_a_page(tmp_path: Path) -> None:
+def test_empty_tables_give_a_page(tmp_path: Path) -> None:
     _, prediction, alignment = make_tables(ridge=False)
     assert alignment is not None
     page = written(tmp_path / "new" / "folder", ({}, prediction, alignment.isel(clock=[])))
-    assert "R² could not be told; no lag was looked for." in page.text
+    assert "R² could not be computed; no lag was searched." in page.text
     page = written(tmp_path, ({"r2": {"x": None}}, prediction.isel(time=[]), None))
     assert "No movement was decoded." in page.text
 
@@ -316,7 +316,7 @@ def test_a_single_decoded_sample_gives_a_page(tmp_path: Path) -> None:
     assert len(page.images()) == 8
 
 
-def test_a_page_that_fails_leaves_the_old_one_and_no_crumbs(tmp_path: Path) -> None:
+def test_a_page_that_fails_leaves_the_old_one_and_no_partial_file(tmp_path: Path) -> None:
     metrics, prediction, alignment = make_tables()
     path = tmp_path / "report.html"
     path.write_text("old")
@@ -329,17 +329,20 @@ def test_a_page_that_fails_leaves_the_old_one_and_no_crumbs(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("metrics", "said"),
+    ("metrics", "part"),
     [
         ({"lag_hit_rate": 0.5}, "; the clocks 'lfp' and 'imu' were found within 25 ms in 50 % of the test"),
         ({"r2_mean": 0.7, "baseline_ridge_r2_mean": 0.74}, "R² 0.70 (ridge 0.74, which is as good or"),
-        ({"r2_mean": -0.2}, "R² −0.20, no better than always guessing the mean; "),
-        ({"r2_mean": None}, "R² could not be told; "),
-        ({"r2_mean": 0.5}, "were placed to within a 90 % band 80.3 ms wide, with no true lag to check"),
+        ({"r2_mean": -0.2}, "R² −0.20, no better than predicting the mean; "),
+        ({"r2_mean": None}, "R² could not be computed; "),
+        (
+            {"r2_mean": 0.5},
+            "lag of the clocks 'lfp' and 'imu' is 80.3 ms wide (median), and no true lag is known",
+        ),
     ],
 )
-def test_the_verdict_says_what_was_found_and_no_more(metrics: dict[str, Any], said: str) -> None:
-    assert said in verdict(metrics, make_tables()[2])
+def test_the_verdict_states_the_result_and_no_more(metrics: dict[str, Any], part: str) -> None:
+    assert part in verdict(metrics, make_tables()[2])
 
 
 def test_the_same_tables_give_the_same_page_twice_whatever_the_users_style(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from neurofuse.decoders.neural import TorchDecoder
 from neurofuse.decoders.registry import make_decoder
 from neurofuse.recording import Movement, NeurofuseError, Recording, Signal
 from neurofuse.tokens import tokenize
-from neurofuse.windows import split
+from neurofuse.windows import split_windows
 
 torch.set_num_threads(1)
 
@@ -66,7 +66,7 @@ def recording(seconds=40.0):
 
 @pytest.fixture(scope="module")
 def parts():
-    return split(tokenize(recording()), window_s=2.0, max_lag_s=0.3, rng=np.random.default_rng(0))
+    return split_windows(tokenize(recording()), window_s=2.0, max_lag_s=0.3, rng=np.random.default_rng(0))
 
 
 def test_the_gradient_at_every_layer_is_that_of_the_chain_rule(parts):
@@ -162,7 +162,7 @@ def test_an_unfitted_decoder_is_measured_at_its_initial_weights(parts):
 
 def test_watching_changes_nothing_and_leaves_nothing_behind(parts):
     # Every stream in every window, so that every module learns at every step.
-    whole = {"modality_dropout": 0.0, "foreign": 0.0}
+    whole = {"modality_dropout": 0.0, "mismatched": 0.0}
     decoder = make_decoder("tracked", width=8, n_steps=12, check_every=5, batch_size=8, **whole)
     unwatched = clone(decoder).fit(parts.train, validation=parts.validation)
     with watch_gradients(decoder) as watch:

@@ -111,7 +111,7 @@ def test_segments_with_a_pause_keep_the_pause(tmp_path):
     assert info(path).items[0].n_segments == 2
 
 
-def test_segments_that_all_start_at_zero_are_set_apart_and_it_is_said(tmp_path):
+def test_segments_that_all_start_at_zero_are_set_apart_and_it_is_noted(tmp_path):
     path = write_nix(tmp_path / "session.nix", block(starts=(0.0, 0.0)))
     recording = load(path, movement="kin")
     np.testing.assert_allclose(recording.movement.support, [[0, 0.5], [10.5, 11.0]])
@@ -165,7 +165,7 @@ def test_epochs_called_trials_are_the_trials():
         ("Pz", "lfp"),
     ],
 )
-def test_channels_are_told_apart_by_name(name, role):
+def test_the_role_of_a_channel_is_guessed_from_its_name(name, role):
     assert channel_role(name) == role
 
 
@@ -239,7 +239,7 @@ def test_nwb_items_are_picked_by_path_by_last_name_or_by_column(tmp_path):
     assert load(tmp_path / "s.nwb", lfp="e1").n_channels == 1
 
 
-def test_nwb_with_several_behaviour_series_asks_which(tmp_path):
+def test_nwb_with_several_behaviour_series_needs_a_name(tmp_path):
     write_nwb(tmp_path / "s.nwb", series=("hand", "eye"))
     with pytest.raises(ValueError, match=r"several behaviour series .*hand.*eye.*--movement NAME"):
         load(tmp_path / "s.nwb")
@@ -291,7 +291,7 @@ def test_brainvision_gives_volts_and_movement_by_name(tmp_path, suffix):
     assert recording["lfp"].rate_hz == pytest.approx(500)
     assert recording.clocks == ["a"]
     assert load(tmp_path / f"a{suffix}")["lfp"].channels == ["F3", "F4"], (
-        "grip force is no LFP even if not asked for"
+        "grip force is no LFP even if it is not selected"
     )
 
 
@@ -305,7 +305,7 @@ def test_brainvision_segments_are_placed_by_their_dates(tmp_path):
     assert any("10 s apart" in line for line in recording.provenance)
 
 
-def test_brainvision_without_its_parts_says_which_is_missing(tmp_path):
+def test_brainvision_without_its_parts_is_refused_by_the_part_that_is_missing(tmp_path):
     write_brainvision(tmp_path / "a.vhdr")
     (tmp_path / "a.eeg").write_bytes((tmp_path / "a.eeg").read_bytes()[:-3])
     with pytest.raises(ValueError, match=r"'a\.eeg' is cut short"):

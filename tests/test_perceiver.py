@@ -13,7 +13,7 @@ from neurofuse.jitters.lag_laws import WindowLag
 from neurofuse.nets.encoders import initialise
 from neurofuse.recording import NeurofuseError
 from neurofuse.tokens import tokenize
-from neurofuse.windows import split
+from neurofuse.windows import split_windows
 
 N_TOKENS, TOKEN_S = 12, 0.05
 
@@ -140,7 +140,7 @@ def test_a_causal_perceiver_does_not_read_the_future():
 
 @pytest.fixture(scope="module")
 def fitted(tiny):
-    parts = split(
+    parts = split_windows(
         tokenize(tiny), window_s=1.0, max_lag_s=0.1, jitter=WindowLag(0.05), rng=np.random.default_rng(0)
     )
     decoder = make_decoder("perceiver", width=16, n_steps=2, batch_size=4)

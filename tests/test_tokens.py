@@ -253,7 +253,7 @@ def test_a_stream_with_nothing_in_it_does_not_stretch_the_grid():
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (
             lambda: tokenize(Recording("r", "ref", (), hand())),
@@ -263,7 +263,7 @@ def test_a_stream_with_nothing_in_it_does_not_stretch_the_grid():
             lambda: tokenize(
                 Recording("r", "ref", (noise(np.arange(0, 10, 0.05), kind="power"),)), token_s=0.02
             ),
-            "tokens of 0.02 s are shorter than the 0.05 s bins of this recording; ask for 0.05 s or more",
+            "tokens of 0.02 s are shorter than the 0.05 s bins of this recording; give 0.05 s or more",
         ),
         (
             lambda: tokenize(Recording("r", "ref", (units(stop_s=0.01),))),
@@ -271,8 +271,8 @@ def test_a_stream_with_nothing_in_it_does_not_stretch_the_grid():
         ),
     ],
 )
-def test_what_cannot_be_tokenized_is_refused_with_a_sentence(make, said):
-    with pytest.raises(NeurofuseError, match=said):
+def test_what_cannot_be_tokenized_is_refused_with_a_sentence(make, message):
+    with pytest.raises(NeurofuseError, match=message):
         make()
 
 

@@ -9,14 +9,14 @@ from data_loaders import WindowDataset, window_loader
 from neurofuse.jitters.lag_laws import WindowLag
 from neurofuse.recording import NeurofuseError
 from neurofuse.tokens import tokenize
-from neurofuse.windows import Windows, cut
+from neurofuse.windows import Windows, cut_windows
 
 
 @pytest.fixture(scope="module")
 def windows(tiny) -> Windows:
     # The LFP stops early, so that some windows hold tokens that are absent.
     part = tiny.but(streams=(tiny["spikes"], tiny["lfp"].between(2, 21)))
-    return cut(
+    return cut_windows(
         tokenize(part), window_s=1.0, max_lag_s=0.2, jitter=WindowLag(0.1), rng=np.random.default_rng(0)
     )
 
@@ -106,7 +106,9 @@ def test_a_window_that_is_not_there_is_an_index_error(windows):
 
 def test_a_loop_of_ones_own_gets_all_windows_of_a_recording(tiny):
     loader = window_loader(tiny, window_s=1.0, stride_s=0.5, max_lag_s=0.2, batch_size=8)
-    windows = cut(tokenize(tiny), window_s=1.0, stride_s=0.5, max_lag_s=0.2, rng=np.random.default_rng(0))
+    windows = cut_windows(
+        tokenize(tiny), window_s=1.0, stride_s=0.5, max_lag_s=0.2, rng=np.random.default_rng(0)
+    )
     movement = torch.cat([b["movement"] for b in loader])
     np.testing.assert_array_equal(movement.numpy(), windows.movement)
     first = [
@@ -117,5 +119,5 @@ def test_a_loop_of_ones_own_gets_all_windows_of_a_recording(tiny):
 
 
 def test_windows_longer_than_the_recording_are_refused(tiny):
-    with pytest.raises(NeurofuseError, match="'simulation' has no stretch of 90 s; ask for shorter windows"):
+    with pytest.raises(NeurofuseError, match="'simulation' has no stretch of 90 s; use shorter windows"):
         window_loader(tiny, window_s=90.0)

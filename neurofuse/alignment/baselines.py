@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter1d
 from neurofuse.alignment.clock_map import ClockFit, ClockMap, Model, fit_clock
 from neurofuse.alignment.ridge_scan import correlation_evidence
 from neurofuse.alignment.signal_pair import SignalPair, SmoothedPair, lag_grid
-from neurofuse.jitters.lag_laws import nearest
+from neurofuse.jitters.jitter import nearest
 from neurofuse.recording import FloatArray, IntArray, NeurofuseError, Recording, Signal, Spikes
 
 # Width of the kernel that pulses are matched with, and the most two of them may differ, seconds.

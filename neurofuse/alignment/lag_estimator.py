@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 
 from neurofuse.decoders.base import Scale
 from neurofuse.lag.attention import LagAttention
-from neurofuse.lag.calibration import LagLogLik, adapt_rates, calibrate
-from neurofuse.lag.hmm import HMMRates, LagPosterior, constant_posterior, joint_log_lik, smooth
+from neurofuse.lag.calibration import LagLogLik, calibrate
+from neurofuse.lag.hmm import LagPosterior, constant_posterior
 from neurofuse.lag.losses import alignment_loss, mismatch_some
 from neurofuse.nets.encoders import StreamEncoder, encode, initialise
 from neurofuse.windows import EDGE_TOKENS, Batch, Windows
@@ -58,9 +58,9 @@ class LagEstimatorNetwork(nn.Module):
             n_heads=n_heads,
             head_width=head_width,
             max_lag=max_lag,
-            chain="constant",
-            lag_steps=lag_steps,
-            every=1,
+            lag_model="constant",
+            fine_lags_per_token=lag_steps,
+            tokens_per_block=1,
             bidirectional=False,
             causal=False,
         )
@@ -74,7 +74,7 @@ class LagEstimatorNetwork(nn.Module):
         _, asking = encode(self.encoders[0], values[0][:, own], there)
         _, asked = encode(self.encoders[1], values[1], present[1])
         query, key = self.attention.queries(asking, there), self.attention.keys(asked, present[1])
-        score, lost = self.attention.evidence(query, key)
+        score, lost = self.attention.log_lik(query, key)
         inner = slice(EDGE_TOKENS, score.shape[1] - EDGE_TOKENS)
         # Where either is missing nothing is said.
         both = there[:, inner] & present[1].any(1, keepdim=True)
@@ -233,8 +233,8 @@ class LagEstimator:
         return missed[0] + missed[1]
 
     def _posterior(self, score_BTL: Tensor, lost_BT: Tensor) -> LagPosterior:
-        track = self.network_.attention.track
-        return constant_posterior(score_BTL, lost_BT, track.rates, track.up_LG, causal=False)
+        track = self.network_.attention.hmm
+        return constant_posterior(score_BTL, lost_BT, track.rates, track.to_fine_LG, causal=False)
 
     def _calibrate(self, held: Windows, rest: np.ndarray) -> None:
         rng = np.random.default_rng([self.seed, 23])
@@ -246,7 +246,7 @@ class LagEstimator:
         foreign = [self._heard(mismatch_some(b, 1.0, rng)) for b in own]
         attention = self.network_.attention
         calibrate(
-            attention.track,
+            attention.hmm,
             self._posterior,
             LagLogLik(*(torch.cat([h[k] for h in heard]) for k in (0, 1))),
             LagLogLik(*(torch.cat([h[k] for h in foreign]) for k in (0, 1))),
@@ -307,22 +307,3 @@ def _inside(present: np.ndarray, reach: int, rows: np.ndarray) -> np.ndarray:
 
 def _portions(n: int, size: int) -> list[np.ndarray]:
     return [np.arange(k, min(n, k + size)) for k in range(0, n, size)]
-
-
-def track_session(score_NG: np.ndarray, lost_N: np.ndarray, *, free: bool) -> tuple[np.ndarray, np.ndarray]:
-    """LagPosterior over the lag, (N, G), and of a match, (N,), along a session: the chain of the tracking decoder.
-
-    Parameters
-    ----------
-    score_NG, lost_N : ndarray
-        Log-likelihood of each lag, and of no match.
-    free : bool
-        Let the lag drift and jump as the session itself says, and not a little and rarely.
-    """
-    block = joint_log_lik(*(torch.as_tensor(x[None], dtype=torch.float32) for x in (score_NG, lost_N)))
-    # Drift in grid steps a window; probabilities of a jump, of a match lost and found again.
-    drift, jump, lose, find = torch.tensor([0.5, 1e-3, 0.01, 0.1]).unbind()
-    rates = HMMRates(drift, jump, lose, find, torch.zeros(block.shape[-1]))
-    with torch.no_grad():
-        found = smooth(block, adapt_rates(rates, block) if free else rates)
-    return found.lag_BTG[0].double().numpy(), found.match_BT[0].double().numpy()

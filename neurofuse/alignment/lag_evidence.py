@@ -9,9 +9,10 @@ import xarray as xr
 from scipy.interpolate import make_interp_spline
 
 from neurofuse.alignment.clock_map import NEAR_S, ClockFit, ClockMap
-from neurofuse.alignment.lag_estimator import track_session
+from neurofuse.lag.session import track_session
 from neurofuse.recording import FloatArray
 from neurofuse.scores import posterior_summary
+from neurofuse.variables import labelled
 
 # Baselines' lags are told this finely, seconds.
 FINER_S = 0.01
@@ -91,7 +92,8 @@ def tracked(heard: LagEvidence, *, free: bool) -> tuple[FloatArray, FloatArray, 
         edges = np.arange(0, len(time_s), every)
         score, lost = np.add.reduceat(score, edges), np.add.reduceat(lost, edges)
         time_s = np.add.reduceat(time_s, edges) / np.diff(np.append(edges, len(time_s)))
-    return (time_s, *track_session(score, lost, free=free))
+    row_s, lag_step_s = every * heard.window_s, float(heard.lag_s[1] - heard.lag_s[0])
+    return (time_s, *track_session(score, lost, row_s=row_s, lag_step_s=lag_step_s, adapt=free))
 
 
 def _merged(heard: LagEvidence) -> int:
@@ -140,11 +142,11 @@ def lag_table(
     agrees = (posterior * near).sum(1) >= 0.5
     columns = {
         **{k: found[k] for k in ("lag_mean_s", "lag_q05_s", "lag_q95_s", "lag_map_s")},
-        "match": match,
+        "p_matched": match,
         "fitted_lag_s": fitted,
         "trusted": ((match >= 0.5) & (agrees | free)).astype(np.int8),
     }
-    return xr.Dataset(
+    table = xr.Dataset(
         {name: (("clock", "time"), np.asarray(v)[None]) for name, v in columns.items()}
         | {"posterior": (("clock", "time", "lag"), posterior[None].astype(np.float32))},
         coords={"clock": [clock], "time": time_s, "lag": heard.lag_s},
@@ -154,3 +156,4 @@ def lag_table(
             "half_width_s": fit.half_width_s,
         },
     )
+    return labelled(table)

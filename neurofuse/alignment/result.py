@@ -77,7 +77,7 @@ class Alignment:
     half_width_s : float
         Half of the widest 95 % interval of the map over the session.
     lag : Dataset, dims (clock, time, lag)
-        Over the session: `posterior`, `lag_mean_s`, `lag_q05_s`, `lag_q95_s`, `match`, `fitted_lag_s`, `trusted`.
+        Over the session: `posterior`, `lag_mean_s`, `lag_q05_s`, `lag_q95_s`, `p_matched`, `fitted_lag_s`, `trusted`.
     evidence : dict
         What the verdict rests on.
     warnings : tuple of str

@@ -14,7 +14,8 @@ import numpy as np
 import xarray as xr
 from scipy.ndimage import gaussian_filter1d
 
-from neurofuse.features import FeatureConfig, channel_quality, drop_bad, lfp_features, resample
+from neurofuse.config import FeatureConfig
+from neurofuse.features import channel_quality, drop_bad, lfp_features, resample
 from neurofuse.recording import FloatArray, NeurofuseError, Recording, Signal, Stream
 from neurofuse.tokens import ClockTokens, Tokens, tokenize
 

@@ -21,11 +21,11 @@ import xarray as xr
 from torch import Tensor, nn
 
 from neurofuse.decoders.neural import DECODE_BATCH, TorchDecoder
+from neurofuse.errors import NeurofuseError
 from neurofuse.lag.banded import band_read, band_scores
 from neurofuse.lag.hmm import LagPosterior
 from neurofuse.lag.losses import alignment_losses
 from neurofuse.nets.encoders import SeededDropout, StreamEncoder, encode
-from neurofuse.recording import NeurofuseError
 from neurofuse.windows import EDGE_TOKENS, Batch, Windows
 
 # Tokens of the anchor's own stream that can be attended to, on each side; its encoder reads further.
@@ -361,7 +361,7 @@ class AutoregressiveDecoder(TorchDecoder):
 
     def extra_loss(self, readout: Attention, batch: Batch) -> Tensor | float:
         """Minus the log probability of the known lag."""
-        posteriors = [LagPosterior.of_weights(p) for p in readout.p_lag]
+        posteriors = [LagPosterior.from_weights(p) for p in readout.p_lag]
         return self.align_weight * alignment_losses(posteriors, batch, self.max_lag_)
 
     def build_network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> AutoregressiveNetwork:

@@ -15,8 +15,8 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from neurofuse.decoders.scale import Scale
+from neurofuse.errors import NeurofuseError
 from neurofuse.html import card as html_card
-from neurofuse.recording import NeurofuseError
 
 LAYOUT = "neurofuse-decoder-2"
 # How a decoder was run, not what it is: left out of a checkpoint, which may be read on another machine.
@@ -106,21 +106,19 @@ class Checkpointed(BaseEstimator):
     movement_scale_: Scale
 
     @classmethod
-    def options(cls) -> list[str]:
-        """Names of its settings, those of the classes that it extends among them."""
-        return sorted(
-            {
-                name
-                for kind in cls.__mro__
-                if issubclass(kind, Checkpointed) and "__init__" in vars(kind)
-                for name, p in signature(vars(kind)["__init__"]).parameters.items()
-                if p.kind is Parameter.KEYWORD_ONLY
-            }
-        )
+    def options(cls) -> dict[str, Any]:
+        """Its settings and their defaults by name, those of the classes that it extends among them."""
+        return {
+            name: p.default
+            for kind in reversed(cls.__mro__)
+            if issubclass(kind, Checkpointed) and "__init__" in vars(kind)
+            for name, p in sorted(signature(vars(kind)["__init__"]).parameters.items())
+            if p.kind is Parameter.KEYWORD_ONLY
+        }
 
     @classmethod
     def _get_param_names(cls) -> list[str]:
-        return cls.options()  # scikit-learn's own reads one __init__ only
+        return sorted(cls.options())  # scikit-learn's own reads one __init__ only
 
     def state(self) -> dict[str, np.ndarray]:
         """What was learned, arrays by name; settings and scales are kept without it."""

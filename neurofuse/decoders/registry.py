@@ -8,17 +8,17 @@ A package that defines decoders lists them among its entry points, and they are 
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import entry_points
-from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, TypeVar
 
 from neurofuse.decoders.base import Decoder
 from neurofuse.decoders.built_in import BUILT_IN
 from neurofuse.decoders.checkpoint import read_checkpoint
-from neurofuse.recording import NeurofuseError
+from neurofuse.decoders.options import check_class, check_value
+from neurofuse.errors import NeurofuseError
+from neurofuse.extensions import from_packages, same_definition
 
 # Registered so far; those of installed packages join at the first call of `decoder_classes`.
 DECODERS: dict[str, type[Decoder]] = {kind.name: kind for kind in BUILT_IN}
@@ -34,10 +34,10 @@ def register_decoder(cls: D) -> D:
         If it is not a subclass of `Decoder`, its name is taken, or its settings are not keyword-only with a default,
         stored as given.
     """
-    _check_class(cls)
+    check_class(cls)
     known = DECODERS.get(cls.name, cls)
     # A class that is defined again, as in a notebook, replaces itself.
-    if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+    if not same_definition(known, cls):
         raise NeurofuseError(
             f"the name '{cls.name}' is taken by {known.__module__}.{known.__qualname__}; give {cls.__name__} another."
         )
@@ -57,12 +57,23 @@ def registered_decoders() -> tuple[type[Decoder], ...]:
     return tuple(kind for kind in DECODERS.values() if kind not in elsewhere)
 
 
-def options_of(name: str) -> set[str]:
-    """Names of a decoder's settings."""
+def decoder_names() -> list[str]:
+    """Names of all decoders there are."""
+    return list(decoder_classes())
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """A decoder's settings and their defaults, by name.
+
+    Raises
+    ------
+    NeurofuseError
+        If there is no such decoder.
+    """
     kinds = decoder_classes()
     if name not in kinds:
         raise NeurofuseError(f"there is no decoder '{name}'; choose one of {', '.join(kinds)}.")
-    return set(kinds[name].options())
+    return kinds[name].options()
 
 
 def make_decoder(name: str, **options: Any) -> Decoder:
@@ -71,13 +82,27 @@ def make_decoder(name: str, **options: Any) -> Decoder:
     Raises
     ------
     NeurofuseError
-        If there is no such decoder, or it has no such option.
+        If there is no such decoder or option, or a value makes no sense.
     """
-    known = sorted(options_of(name))
-    for option in options:
-        if option not in known:
-            raise NeurofuseError(f"decoder '{name}' has no option '{option}'; it has {', '.join(known)}.")
+    check_options(name, options)
     return DECODERS[name](**options)
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that a decoder does not have, or whose values make no sense.
+
+    Raises
+    ------
+    NeurofuseError
+        If there is no such decoder or option, or a value is unlike the option's default.
+    """
+    known = options_of(name)
+    for option, value in options.items():
+        if option not in known:
+            raise NeurofuseError(
+                f"decoder '{name}' has no option '{option}'; it has {', '.join(sorted(known))}."
+            )
+        check_value(DECODERS[name], option, value)
 
 
 def load_decoder(folder: str | Path) -> Decoder:
@@ -108,39 +133,5 @@ Decoder.from_pretrained = staticmethod(load_decoder)
 
 @cache
 def _installed() -> tuple[type[Decoder], ...]:
-    """Classes that installed packages list, loaded once; one that fails is left out with a warning."""
-    found = []
-    for point in entry_points(group="neurofuse.decoders"):
-        try:
-            found.append(register_decoder(point.load()))
-        except Exception as error:
-            package = point.dist.name if point.dist else point.value
-            warnings.warn(
-                f"decoder '{point.name}' of the package '{package}' is left out: {error}", stacklevel=3
-            )
-    return tuple(found)
-
-
-def _check_class(cls: Any) -> None:
-    """Refuse classes that could not be built by name, cloned or read from disk."""
-    if not (isinstance(cls, type) and issubclass(cls, Decoder)):
-        raise NeurofuseError(f"{getattr(cls, '__name__', cls)!r} is not a subclass of neurofuse.Decoder.")
-    if not (isinstance(cls.name, str) and cls.name):
-        raise NeurofuseError(f"{cls.__name__} has no name; set its class attribute `name`.")
-    own = list(signature(cls.__init__).parameters.values())[1:] if cls.__init__ is not object.__init__ else []
-    own = [p for p in own if p.kind is not Parameter.VAR_KEYWORD]
-    for p in own:
-        if p.kind is not Parameter.KEYWORD_ONLY or p.default is Parameter.empty:
-            raise NeurofuseError(
-                f"{cls.__name__}: the setting '{p.name}' must be keyword-only and have a default."
-            )
-    made = cls()
-    for p in own:
-        if getattr(made, p.name, Parameter.empty) is not p.default:
-            raise NeurofuseError(f"{cls.__name__} must store its setting as given: self.{p.name} = {p.name}.")
-    try:
-        cls(**made.get_params())
-    except (TypeError, AttributeError) as error:
-        raise NeurofuseError(
-            f"{cls.__name__} must pass the settings of the class it extends on to it, as **more ({error})."
-        ) from None
+    """Classes that installed packages list, loaded once."""
+    return tuple(from_packages("neurofuse.decoders", "decoder", register_decoder))

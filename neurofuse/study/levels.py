@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from neurofuse.jitters.jitter import Jitter
-from neurofuse.jitters.lag_laws import LAWS
+from neurofuse.jitters.kinds import is_lag, parse_lag
 
 # Levels reach this factor to either side of the critical one.
 AROUND = 4.0
@@ -88,7 +88,7 @@ def plan_levels(
     limit = 1.0 if kind in SHARES else np.inf
     if np.isfinite(predicted) and predicted < limit:
         # Never past what the kind can be: a share below one, a lag within the search.
-        high = min(AROUND * predicted, top if kind in LAWS or kind in SHARES else np.inf)
+        high = min(AROUND * predicted, top if is_lag(kind) or kind in SHARES else np.inf)
         if high > predicted / AROUND:
             return Levels(
                 spaced(predicted / AROUND, high, n_levels),
@@ -107,7 +107,7 @@ def largest(kind: str, unit: str, acts_on: str, *, span_s: float, max_lag_s: flo
     """The largest level worth trying where theory says nothing."""
     if unit == "ppm":
         return _reaching(kind, span_s, max_lag_s)
-    if kind in LAWS:
+    if is_lag(kind):
         return LARGEST.get(unit, max_lag_s)
     if kind in SHARES:
         return LARGEST["share"]
@@ -121,6 +121,8 @@ def _reaching(kind: str, span_s: float, max_lag_s: float) -> float:
     low, high = 1e-3, 1e9
     for _ in range(100):
         middle = float(np.sqrt(low * high))
-        low, high = (middle, high) if LAWS[kind](middle).reach_s(span_s) <= max_lag_s else (low, middle)
+        low, high = (
+            (middle, high) if parse_lag(f"{kind}:{middle!r}").reach_s(span_s) <= max_lag_s else (low, middle)
+        )
     digits = 10 ** (np.floor(np.log10(low)) - 3)
     return float(f"{np.floor(low * (1 + 1e-9) / digits) * digits:.4g}")

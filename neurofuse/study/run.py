@@ -19,22 +19,25 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from neurofuse.jitters.lag_laws import NoLag, parse_law
-from neurofuse.recording import NeurofuseError, Recording
+from neurofuse.config import FIXED, MAX_LAG_S, ORACLE, WINDOW_S, StudyConfig
+from neurofuse.decoders.registry import registered_decoders
+from neurofuse.errors import NeurofuseError
+from neurofuse.jitters.kinds import parse_jitter, registered_jitters
+from neurofuse.jitters.lag_laws import LagJitter
+from neurofuse.prepare import check_names, check_reach, clean_recording, windows_of
+from neurofuse.recording import Recording
 from neurofuse.storage import whole_file
 from neurofuse.study.cell import (
-    FIXED,
-    ORACLE,
-    StudyConfig,
-    check_config,
-    cut_windows,
+    MEASURES,
+    at_level,
     digest,
+    generator,
+    install,
     is_lag,
-    jittered_tokens,
     of_kind,
     packed_recording,
-    ready_recording,
     run_task,
+    tokens_at,
     two_clocks,
     unpacked,
 )
@@ -42,18 +45,9 @@ from neurofuse.study.coherence import CRITERION, critical_level
 from neurofuse.study.levels import AROUND, SHARES, Levels, largest, plan_levels
 from neurofuse.study.tasks import Record, Task, run_tasks
 from neurofuse.tokens import Tokens
+from neurofuse.variables import labelled
 
 LAYOUT = "neurofuse-study-1"
-# Measures of a cell beside R2, and their units.
-MEASURES = {
-    "hit_rate": "1",
-    "mass_on_truth": "1",
-    "anomaly_rate": "1",
-    "flicker": "1/s",
-    "entropy": "nat",
-    "coverage_90": "1",
-    "seconds": "s",
-}
 
 
 def run_study(
@@ -101,9 +95,10 @@ def run_study(
         If the study cannot be run on this recording, or `out` holds something else.
     """
     config = config or StudyConfig()
-    check_config(config)
-    ready = ready_recording(recording, config)
+    check_names(config)
+    ready = clean_recording(recording, config).recording
     content = packed_recording(ready)
+    config = _sized(content, config)
     plans = _plan_levels(ready, content, config)
     config = replace(config, levels={kind: p.values for kind, p in plans.items()})
     tasks = plan_tasks(config)
@@ -112,9 +107,6 @@ def run_study(
         "recording": content,
         "maps": {kind: _map_levels(p) for kind, p in plans.items()},
     }
-    # What would stop every cell stops the study before anything is written.
-    tokens, _ = jittered_tokens(content, json.dumps(context["config"]), 0, None, 0.0)
-    cut_windows(tokens, config, NoLag(), (), 0)
     settings = {
         "layout": LAYOUT,
         "version": version("neurofuse"),
@@ -130,8 +122,10 @@ def run_study(
             jobs=jobs,
             scheduler=scheduler,
             progress=progress,
+            extensions=(*registered_decoders(), *registered_jitters()),
+            install=install,
         )
-        table = collect(config, plans, tasks, records, axes=tokens.axes)
+        table = collect(config, plans, tasks, records, axes=ready.movement.axes if ready.movement else ())
         table.attrs |= {"recording": recording.name, "settings": json.dumps(settings)}
         if out is not None:
             maps = collect_maps(tasks, records)
@@ -151,7 +145,7 @@ def plan_tasks(config: StudyConfig) -> list[Task]:
             if protocol == "train-matched":
                 for kind in config.kinds:
                     for index, level in enumerate(config.levels[kind]):
-                        for model in config.models:
+                        for model in config.choices:
                             coordinates = {
                                 "model": model,
                                 "seed": seed,
@@ -169,7 +163,7 @@ def plan_tasks(config: StudyConfig) -> list[Task]:
                     if base_of(kind, config) == base
                     for index, level in enumerate(config.levels[kind])
                 ]
-                for model in config.models:
+                for model in config.choices:
                     coordinates = {"model": model, "seed": seed, "base": base, "train": None, "tests": tests}
                     key = f"{protocol}.{model}.{_file_name(base)}.{seed}"
                     tasks.append(Task(key, {"protocol": protocol} | coordinates))
@@ -185,22 +179,34 @@ def _file_name(kind: str) -> str:
     return kind.replace(":", "-").replace("/", "_")
 
 
+def _sized(content: bytes, config: StudyConfig) -> StudyConfig:
+    """The configuration with its windows and largest lag fitted to the recording, the same for every cell."""
+    tokenized = tokens_at(content, json.dumps(asdict(config)), 0, "none", None, 0.0)
+    split, _ = windows_of(tokenized, config, rng=generator(config, "windows", "none", 0))
+    token_s = tokenized.tokens.token_s
+    window_s = round(split.test.n_steps * token_s, 9) if config.window_s is None else config.window_s
+    max_lag_s = round(split.test.max_lag * token_s, 9) if config.max_lag_s is None else config.max_lag_s
+    return replace(config, window_s=window_s, max_lag_s=max_lag_s)
+
+
+def _max_lag_s(config: StudyConfig) -> float:
+    return MAX_LAG_S if config.max_lag_s is None else config.max_lag_s
+
+
 def _plan_levels(ready: Recording, content: bytes, config: StudyConfig) -> dict[str, Levels]:
     """Levels of every kind, each of which the recording can be given and the search can reach."""
     recording = two_clocks(ready, config, 0)
     span_s = recording.span_s[1] - recording.span_s[0]
     for kind in config.kinds:
         of_kind(kind).targets(recording)
-    for text in (
-        config.base_lag,
-        *(f"{k}:{x:.12g}" for k in config.kinds if is_lag(k) for x in config.levels.get(k, ())),
-    ):
-        reach_s = parse_law(text).reach_s(span_s)
-        if reach_s > config.max_lag_s * (1 + 1e-6):
-            raise NeurofuseError(
-                f"jitter '{text}' moves the clock by {reach_s:.3g} s, beyond the search range of "
-                f"+-{config.max_lag_s:g} s; lower its level or raise --max-lag."
-            )
+    laws = [parse_jitter(config.base_lag)]
+    laws += [at_level(k, x) for k in config.kinds if is_lag(k) for x in config.levels.get(k, ())]
+    for law in laws:
+        assert isinstance(law, LagJitter)
+        check_reach(law, recording, config)
+    for kind, levels in config.levels.items():
+        for level in levels:
+            at_level(kind, level)
     return {
         kind: plan_levels(
             of_kind(kind),
@@ -208,7 +214,7 @@ def _plan_levels(ready: Recording, content: bytes, config: StudyConfig) -> dict[
             predicted=_predicted(kind, content, config, span_s),
             n_levels=config.n_levels,
             span_s=span_s,
-            max_lag_s=config.max_lag_s,
+            max_lag_s=_max_lag_s(config),
         )
         for kind in config.kinds
     }
@@ -219,14 +225,15 @@ def _predicted(kind: str, content: bytes, config: StudyConfig, span_s: float) ->
     jitter = of_kind(kind)
     if jitter.acts_on == "clock":
         return float("nan")
-    top = largest(jitter.kind, jitter.unit, jitter.acts_on, span_s=span_s, max_lag_s=config.max_lag_s)
+    top = largest(jitter.kind, jitter.unit, jitter.acts_on, span_s=span_s, max_lag_s=_max_lag_s(config))
     settings = json.dumps(asdict(config))
 
-    def tokens_at(level: float) -> Tokens:
-        return jittered_tokens(content, settings, 0, kind if level else None, level)[0]
+    def jittered(level: float) -> Tokens:
+        return tokens_at(content, settings, 0, "none", kind if level else None, level).tokens
 
     limit = min(AROUND * top, 0.99) if jitter.kind in SHARES else AROUND * top
-    return critical_level(tokens_at, largest=limit, window_s=config.window_s, max_lag_s=config.max_lag_s)[0]
+    window_s = WINDOW_S if config.window_s is None else config.window_s
+    return critical_level(jittered, largest=limit, window_s=window_s, max_lag_s=_max_lag_s(config))[0]
 
 
 def _map_levels(plan: Levels) -> list[int]:
@@ -247,8 +254,9 @@ def collect(
 ) -> xr.Dataset:
     """All cells as one table; see `run_study`."""
     dims = ("model", "kind", "level", "seed", "protocol")
+    models = list(config.choices)
     n_levels = max(len(p.values) for p in plans.values())
-    shape = (len(config.models), len(plans), n_levels, config.n_seeds, len(config.protocols))
+    shape = (len(config.choices), len(plans), n_levels, config.n_seeds, len(config.protocols))
     values = {name: np.full(shape, np.nan) for name in MEASURES}
     r2 = np.full((*shape, len(axes)), np.nan)
     status, message = np.full(shape, "missing", dtype=object), np.full(shape, "", dtype=object)
@@ -258,7 +266,7 @@ def collect(
         found = {(x["kind"], x["level"]): x for x in (record.result or {}).get("cells", ())}
         for kind, index, _ in c["tests"]:
             at = (
-                config.models.index(c["model"]),
+                models.index(c["model"]),
                 kinds.index(kind),
                 index,
                 c["seed"],
@@ -275,7 +283,7 @@ def collect(
     level_value = np.full((len(plans), n_levels), np.nan)
     for row, plan in zip(level_value, plans.values(), strict=True):
         row[: len(plan.values)] = plan.values
-    return xr.Dataset(
+    table = xr.Dataset(
         {"r2": ((*dims, "axis"), r2)}
         | {name: (dims, values[name], {"units": unit}) for name, unit in MEASURES.items()}
         | {"status": (dims, status), "message": (dims, message)}
@@ -287,7 +295,7 @@ def collect(
             "base_lag": ("kind", np.array([base_of(k, config) for k in kinds], dtype=object)),
         },
         coords={
-            "model": list(config.models),
+            "model": models,
             "kind": kinds,
             "level": np.arange(n_levels),
             "seed": np.arange(config.n_seeds),
@@ -304,6 +312,7 @@ def collect(
             "max_lag_s": config.max_lag_s,
         },
     )
+    return labelled(table, level=" or ".join(dict.fromkeys(p.unit for p in plans.values())))
 
 
 def collect_maps(tasks: Sequence[Task], records: Mapping[str, Record]) -> xr.Dataset | None:
@@ -333,7 +342,7 @@ def collect_maps(tasks: Sequence[Task], records: Mapping[str, Record]) -> xr.Dat
     posterior = np.full((len(found), n_times, len(lag_s)), np.nan, dtype=np.float16)
     for row, f in zip(posterior, found, strict=True):
         row[: len(f["time_s"])] = unpacked(f)
-    return xr.Dataset(
+    table = xr.Dataset(
         {"posterior": (("cell", "time", "lag"), posterior)}
         | {name: (("cell", "time"), padded(name)) for name in ("time_s", "lag_path_s", "true_lag_s")},
         coords={"lag": lag_s}
@@ -343,9 +352,10 @@ def collect_maps(tasks: Sequence[Task], records: Mapping[str, Record]) -> xr.Dat
         }
         | {"level": ("cell", [f["level"] for f in found])},
     )
+    return labelled(table)
 
 
-def told(table: xr.Dataset) -> dict[str, Any]:
+def as_json(table: xr.Dataset) -> dict[str, Any]:
     """A study as JSON takes it: what was varied, and every measure as nested lists in the order of `dims`."""
 
     def plain(values: np.ndarray) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +11,12 @@ from numpy.typing import NDArray
 from data_loaders.formats import LoadError, Missing
 from neurofuse.recording import FloatArray, Movement, Signal, SignalKind
 
+# Stretches whose distance in time the file does not state are set this far apart (s), far beyond any window.
+UNKNOWN_GAP_S = 10.0
 # A plain matrix sampled no faster than this cannot show the field's oscillations: it holds power per bin.
 POWER_RATE_HZ = 50.0
+
+T = TypeVar("T")
 
 
 def without_missing(
@@ -59,7 +64,7 @@ def make_signal(
     kind: SignalKind = "lfp",
     missing: Missing = "refuse",
 ) -> tuple[Signal, list[str]]:
-    """Build a signal (time x channel) and say what was left out."""
+    """Build a signal (time x channel); the notes state what was left out."""
     values, time_s, notes = without_missing(values, time_s, missing=missing, what=f"{kind} '{name}'")
     _check_axis(time_s, sample_s, what=f"{kind} '{name}'")
     signal = Signal.from_array(
@@ -78,11 +83,27 @@ def make_movement(
     units: str = "",
     missing: Missing = "refuse",
 ) -> tuple[Movement, list[str]]:
-    """Build movement (time x axis) and say what was left out."""
+    """Build movement (time x axis); the notes state what was left out."""
     values, time_s, notes = without_missing(values, time_s, missing=missing, what=f"movement '{name}'")
     _check_axis(time_s, sample_s, what=f"movement '{name}'")
     movement = Movement.from_array(values, name=name, time_s=time_s, axes=axes, units=units)
     return Movement(name, movement.data, sample_s), notes
+
+
+def by_signal(places: Iterable[tuple[T, Sequence[int]]]) -> list[tuple[T, list[int]]]:
+    """Columns of signals in the order picked, those of one signal that follow each other put together.
+
+    Examples
+    --------
+    >>> by_signal([("a", [2]), ("a", [0]), ("b", [1])])
+    [('a', [2, 0]), ('b', [1])]
+    """
+    out: list[tuple[T, list[int]]] = []
+    for signal, columns in places:
+        if not out or out[-1][0] is not signal:
+            out.append((signal, []))
+        out[-1][1].extend(c for c in columns if c not in out[-1][1])
+    return out
 
 
 def plain_kind(sample_s: float) -> SignalKind:
