@@ -23,8 +23,9 @@ from neurofuse.decoders.registry import (
     register_decoder,
     registered_decoders,
 )
+from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.lag_laws import WindowLag
-from neurofuse.recording import Movement, NeurofuseError, Recording, Signal
+from neurofuse.recording import Movement, Recording, Signal
 from neurofuse.tokens import tokenize
 from neurofuse.windows import split_windows
 
@@ -230,6 +231,37 @@ def test_a_checkpoint_of_an_unregistered_decoder_or_of_an_earlier_version_names_
         NeurofuseError, match=r"an earlier version .*; fit the decoder again with `neurofuse decode`"
     ):
         load_decoder(folder)
+
+
+def test_values_out_of_range_are_refused_and_those_of_other_packages_may_be_negative(registered):
+    @register_decoder
+    class OffsetDecoder(MeanDecoder):
+        name = "offset"
+
+        def __init__(self, *, offset=1.0, shift=1, **more):
+            super().__init__(**more)
+            self.offset = offset
+            self.shift = shift
+
+    @register_decoder
+    class SmallDecoder(LSTMDecoder):
+        name = "small"
+
+    assert make_decoder("offset", offset=-2.5, shift=-1, axes=(-1,)).shift == -1
+    assert make_decoder("kalman", n_derivatives=0).n_derivatives == 0
+    for name, options, sentence in (
+        ("offset", {"shift": 0.5}, r"decoder 'offset': shift must be a whole number, got 0\.5"),
+        ("offset", {"offset": "far"}, "offset must be a number, got 'far'"),
+        ("tracked", {"n_steps": -3}, "n_steps must be a positive whole number, got -3"),
+        ("small", {"n_steps": -3}, "decoder 'small': n_steps must be a positive whole number"),
+        ("small", {"dropout": -0.1}, "dropout must be a number of zero or more"),
+        ("tracked", {"seed": -1}, "seed must be a whole number of zero or more"),
+        ("tracked", {"dilations": 4}, r"dilations must be several numbers, such as \(1, 4\)"),
+        ("tracked", {"device": 0}, "device must be a word"),
+        ("early", {"causal": "yes"}, "causal must be True or False"),
+    ):
+        with pytest.raises(NeurofuseError, match=sentence):
+            make_decoder(name, **options)
 
 
 def test_arrays_in_place_of_windows_are_refused_with_the_way_to_make_windows(two):

@@ -21,11 +21,11 @@ import xarray as xr
 from torch import Tensor, nn
 
 from neurofuse.decoders.neural import DECODE_BATCH, TorchDecoder
+from neurofuse.errors import NeurofuseError
 from neurofuse.lag.banded import band_read, band_scores
 from neurofuse.lag.hmm import LagPosterior
 from neurofuse.lag.losses import alignment_losses
 from neurofuse.nets.encoders import SeededDropout, StreamEncoder, encode
-from neurofuse.recording import NeurofuseError
 from neurofuse.windows import EDGE_TOKENS, Batch, Windows
 
 # Tokens of the anchor's own stream that can be attended to, on each side; its encoder reads further.

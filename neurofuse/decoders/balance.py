@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from neurofuse.errors import NeurofuseError
 from neurofuse.nets.fit import Callback
-from neurofuse.recording import FloatArray, NeurofuseError
+from neurofuse.recording import FloatArray
 from neurofuse.windows import Batch
 
 Balance = Literal["none", "ogm-ge"]

@@ -17,7 +17,7 @@ from sklearn.metrics import r2_score
 
 from neurofuse.decoders.checkpoint import Checkpointed
 from neurofuse.decoders.scale import Scale, scales_of
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
 from neurofuse.windows import Windows
 
 # Share of the training windows held back, in time order, when no validation windows are given.

@@ -15,8 +15,8 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from neurofuse.decoders.scale import Scale
+from neurofuse.errors import NeurofuseError
 from neurofuse.html import card as html_card
-from neurofuse.recording import NeurofuseError
 
 LAYOUT = "neurofuse-decoder-2"
 # How a decoder was run, not what it is: left out of a checkpoint, which may be read on another machine.

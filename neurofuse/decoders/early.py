@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurofuse.decoders.neural import TorchDecoder
+from neurofuse.errors import NeurofuseError
 from neurofuse.nets.encoders import MovementHead, SeededDropout, StreamEncoder, encode
-from neurofuse.recording import NeurofuseError
 
 # Tokens read to each side where there is no lag to cover.
 NEAR_TOKENS = 14

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from neurofuse.decoders.base import Decoder
 from neurofuse.decoders.neural import TorchDecoder
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
 from neurofuse.windows import Windows
 
 # Operations of the autograd graph that count as a nonlinear layer. Normalisations rescale, and are not counted.

@@ -12,7 +12,7 @@ import numpy as np
 
 from neurofuse.decoders.base import Prediction
 from neurofuse.decoders.early import EarlyDecoder, EarlyNetwork
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
 from neurofuse.windows import Windows
 
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from neurofuse.decoders.base import Prediction
 from neurofuse.decoders.neural import TorchDecoder
+from neurofuse.errors import NeurofuseError
 from neurofuse.nets.encoders import SeededDropout
-from neurofuse.recording import NeurofuseError
 from neurofuse.windows import EDGE_TOKENS, Batch, Windows
 
 # Shortest and longest period of the rotary encoding, seconds: finer than movement, longer than a window.

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from inspect import Parameter, signature
-from math import inf
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
 
 from neurofuse.decoders.base import Decoder
 from neurofuse.decoders.built_in import BUILT_IN
 from neurofuse.decoders.checkpoint import read_checkpoint
+from neurofuse.decoders.options import check_class, check_value
 from neurofuse.errors import NeurofuseError
 from neurofuse.extensions import from_packages, same_definition
 
@@ -36,7 +34,7 @@ def register_decoder(cls: D) -> D:
         If it is not a subclass of `Decoder`, its name is taken, or its settings are not keyword-only with a default,
         stored as given.
     """
-    _check_class(cls)
+    check_class(cls)
     known = DECODERS.get(cls.name, cls)
     # A class that is defined again, as in a notebook, replaces itself.
     if not same_definition(known, cls):
@@ -91,12 +89,12 @@ def make_decoder(name: str, **options: Any) -> Decoder:
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that a decoder does not have, or whose values are unlike their defaults.
+    """Refuse options that a decoder does not have, or whose values make no sense.
 
     Raises
     ------
     NeurofuseError
-        If there is no such decoder or option, or a value makes no sense.
+        If there is no such decoder or option, or a value is unlike the option's default.
     """
     known = options_of(name)
     for option, value in options.items():
@@ -104,34 +102,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
             raise NeurofuseError(
                 f"decoder '{name}' has no option '{option}'; it has {', '.join(sorted(known))}."
             )
-        if problem := _misfit(option, value, known[option]):
-            raise NeurofuseError(f"decoder '{name}': {option} must be {problem}, got {value!r}.")
-
-
-def _misfit(option: str, value: Any, default: Any) -> str:
-    """What a value should be, judged by the default of its option; empty if it is that."""
-    if value is None or default is Parameter.empty or value == default:
-        return ""
-    if isinstance(default, bool):
-        fits, words = isinstance(value, bool), "True or False"
-    elif isinstance(default, str):
-        fits, words = isinstance(value, str), "a word"
-    elif isinstance(default, int) and option == "seed":
-        fits, words = _is_number(value, whole=True), "a whole number of zero or more"
-    elif isinstance(default, int):
-        fits, words = _is_number(value, whole=True) and value > 0, "a positive whole number"
-    elif isinstance(default, (tuple, list)):
-        many = isinstance(value, (tuple, list)) and len(value) > 0
-        fits, words = many and all(map(_is_number, value)), "several numbers of zero or more, such as (1, 4)"
-    else:
-        fits, words = _is_number(value), "a number of zero or more"
-    return "" if fits else words
-
-
-def _is_number(value: Any, *, whole: bool = False) -> bool:
-    """Whether a value is a finite number of zero or more."""
-    kind = Integral if whole else Real
-    return isinstance(value, kind) and not isinstance(value, bool) and 0 <= float(value) < inf
+        check_value(DECODERS[name], option, value)
 
 
 def load_decoder(folder: str | Path) -> Decoder:
@@ -164,28 +135,3 @@ Decoder.from_pretrained = staticmethod(load_decoder)
 def _installed() -> tuple[type[Decoder], ...]:
     """Classes that installed packages list, loaded once."""
     return tuple(from_packages("neurofuse.decoders", "decoder", register_decoder))
-
-
-def _check_class(cls: Any) -> None:
-    """Refuse classes that could not be built by name, cloned or read from disk."""
-    if not (isinstance(cls, type) and issubclass(cls, Decoder)):
-        raise NeurofuseError(f"{getattr(cls, '__name__', cls)!r} is not a subclass of neurofuse.Decoder.")
-    if not (isinstance(cls.name, str) and cls.name):
-        raise NeurofuseError(f"{cls.__name__} has no name; set its class attribute `name`.")
-    own = list(signature(cls.__init__).parameters.values())[1:] if cls.__init__ is not object.__init__ else []
-    own = [p for p in own if p.kind is not Parameter.VAR_KEYWORD]
-    for p in own:
-        if p.kind is not Parameter.KEYWORD_ONLY or p.default is Parameter.empty:
-            raise NeurofuseError(
-                f"{cls.__name__}: the setting '{p.name}' must be keyword-only and have a default."
-            )
-    made = cls()
-    for p in own:
-        if getattr(made, p.name, Parameter.empty) is not p.default:
-            raise NeurofuseError(f"{cls.__name__} must store its setting as given: self.{p.name} = {p.name}.")
-    try:
-        cls(**made.get_params())
-    except (TypeError, AttributeError) as error:
-        raise NeurofuseError(
-            f"{cls.__name__} must pass the settings of the class it extends on to it, as **more ({error})."
-        ) from None

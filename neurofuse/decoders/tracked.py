@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from neurofuse.decoders.base import LagRates, Prediction, hold_back
 from neurofuse.decoders.late import StreamDecoder
 from neurofuse.decoders.neural import DECODE_BATCH, TorchDecoder, spread_over
+from neurofuse.errors import NeurofuseError
 from neurofuse.lag.attention import LagAttention, LagModel
 from neurofuse.lag.banded import band_read
 from neurofuse.lag.calibration import calibrate
@@ -28,7 +29,6 @@ from neurofuse.lag.losses import alignment_losses, mismatch_some, recognition_lo
 from neurofuse.lag.session import track_lags
 from neurofuse.nets.device import check_device
 from neurofuse.nets.encoders import MovementHead, StreamEncoder, encode
-from neurofuse.recording import NeurofuseError
 from neurofuse.windows import EDGE_TOKENS, Batch, Windows, filled
 
 # Validation windows to calibrate on, and lags drawn for each.

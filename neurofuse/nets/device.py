@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
 
 
 def use_threads(n: int) -> None:
