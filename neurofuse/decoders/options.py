@@ -89,6 +89,6 @@ def _misfit(value: Any, default: Any, least_count: float) -> str:
     return "" if fits else words
 
 
-def _is_number(value: Any, kind: type, least: float) -> bool:
+def _is_number(value: Any, kind: Any, least: float) -> bool:
     """Whether a value is a finite number of a kind, and not too small."""
-    return isinstance(value, kind) and not isinstance(value, bool) and least <= float(value) < inf
+    return isinstance(value, kind) and not isinstance(value, bool) and bool(least <= value < inf)
