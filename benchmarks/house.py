@@ -20,8 +20,8 @@ from pathlib import Path
 
 PACKAGES = ("neurofuse", "data_loaders")
 
-# Words that no methods paper would use in this sense, and what to write. Parts of identifiers are held to this list.
-DIALECT = {
+# Words that no methods paper would use in this sense, and what to write. They are no part of any identifier.
+REPLACEMENTS = {
     "told tell tells say says said saying": "prediction, estimate, log_lik, score, row, message, description",
     "heard hear hears listen listens": "value, feature, received",
     "ask asks asked asking": "query, query_in, key_in, requested",
@@ -40,8 +40,8 @@ DIALECT = {
     "deaf silent speak speaks": "without data, no evidence",
     "door dialect": "checks",
 }
-FORBIDDEN = {word: instead for words, instead in DIALECT.items() for word in words.split()}
-# Words that are dialect only where networks are trained and lags are found; elsewhere samples are lost, values held.
+FORBIDDEN = {word: instead for words, instead in REPLACEMENTS.items() for word in words.split()}
+# Words that are forbidden only where networks are trained and lags are found; elsewhere samples may be lost.
 MODELS = ("neurofuse.decoders", "neurofuse.nets", "neurofuse.lag", "neurofuse.alignment", "neurofuse.study")
 WITHIN = {"held": MODELS, "lost": MODELS, "alone": MODELS}
 # Constants of one name that every module of a kind has by agreement.
@@ -277,7 +277,7 @@ def bound_names(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
                 yield name, node
 
 
-def dialect_bindings(tree: Tree) -> list[str]:
+def forbidden_bindings(tree: Tree) -> list[str]:
     """Bindings that have a forbidden word among their parts, with what to write instead."""
     found = []
     for module in tree.modules:
@@ -292,7 +292,7 @@ def dialect_bindings(tree: Tree) -> list[str]:
     return found
 
 
-def dialect_prose(tree: Tree) -> list[str]:
+def forbidden_prose(tree: Tree) -> list[str]:
     """Forbidden words in docstrings, comments and messages, by the list of those without an innocent use."""
     pattern = re.compile(rf"\b(?:{PROSE})\b", flags=re.IGNORECASE)
     return [
@@ -509,8 +509,8 @@ PLACES: dict[str, Callable[[Tree], list[str]]] = {
     "training loops": training_loops,
     "circles of imports": lambda tree: circles(tree, ("import", "lazy")),
     "circles with typing": lambda tree: circles(tree, ("import", "lazy", "typing")),
-    "bindings of the dialect": dialect_bindings,
-    "prose of the dialect": dialect_prose,
+    "bindings with forbidden words": forbidden_bindings,
+    "prose with forbidden words": forbidden_prose,
     "module names twice": repeated_modules,
     "classes twice": repeated_classes,
     "constants twice": repeated_constants,

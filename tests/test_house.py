@@ -17,8 +17,8 @@ LIMITS = {
     "training loops": 2,  # 1
     "circles of imports": 0,
     "circles with typing": 0,
-    "bindings of the dialect": 165,  # 0
-    "prose of the dialect": 144,  # 0
+    "bindings with forbidden words": 165,  # 0
+    "prose with forbidden words": 144,  # 0
     "module names twice": 0,
     "classes twice": 2,  # 0
     "constants twice": 8,  # 0
@@ -114,10 +114,10 @@ def test_circles_of_imports_are_found_through_any_number_of_modules(tmp_path, se
     assert house.circles(tree, ("import", "lazy", "typing")) == circle * typed
 
 
-def test_words_of_the_dialect_are_parts_of_names_not_of_words(tmp_path):
+def test_forbidden_words_are_parts_of_names_not_of_words(tmp_path):
     text = "N_HEARD = essays = 1\ndef heard_by(told, *, retold):\n    self.said = 1\nclass WantedLag: pass"
     text += "\nimport x as says"
-    found = house.dialect_bindings(planted(tmp_path, a=text))
+    found = house.forbidden_bindings(planted(tmp_path, a=text))
     assert [place.split()[1] for place in sorted(found)] == [
         "N_HEARD",
         "heard_by",
@@ -130,12 +130,12 @@ def test_words_of_the_dialect_are_parts_of_names_not_of_words(tmp_path):
 
 def test_samples_are_lost_outside_of_models(tmp_path):
     tree = planted(tmp_path, jitters__drops="lost = 1", lag__hmm="lost = 1")
-    assert [place.split(":")[0] for place in house.dialect_bindings(tree)] == ["neurofuse/lag/hmm.py"]
+    assert [place.split(":")[0] for place in house.forbidden_bindings(tree)] == ["neurofuse/lag/hmm.py"]
 
 
-def test_the_dialect_is_found_in_comments_messages_and_docstrings_not_in_code(tmp_path):
+def test_forbidden_words_are_found_in_comments_messages_and_docstrings_not_in_code(tmp_path):
     text = '"""What it\nsaid."""\nheard = f"it {told} asks"  # a row a unit\n'
-    found = house.dialect_prose(planted(tmp_path, a=text))
+    found = house.forbidden_prose(planted(tmp_path, a=text))
     assert found == ["neurofuse/a.py:2 said", "neurofuse/a.py:3 asks", "neurofuse/a.py:3 row a unit"]
 
 

@@ -41,8 +41,8 @@ from neurofuse.study.cell import (
     two_clocks,
     unpacked,
 )
-from neurofuse.study.coherence import CRITERION, critical_level
-from neurofuse.study.levels import AROUND, SHARES, Levels, largest, plan_levels
+from neurofuse.study.coherence import HIT_CRITERION, predict_critical_level
+from neurofuse.study.levels import AROUND, SHARE_KINDS, Levels, largest, plan_levels
 from neurofuse.study.tasks import Record, Task, run_tasks
 from neurofuse.tokens import Tokens
 from neurofuse.variables import labelled
@@ -231,9 +231,9 @@ def _predicted(kind: str, content: bytes, config: StudyConfig, span_s: float) ->
     def jittered(level: float) -> Tokens:
         return tokens_at(content, settings, 0, "none", kind if level else None, level).tokens
 
-    limit = min(AROUND * top, 0.99) if jitter.kind in SHARES else AROUND * top
+    limit = min(AROUND * top, 0.99) if jitter.kind in SHARE_KINDS else AROUND * top
     window_s = WINDOW_S if config.window_s is None else config.window_s
-    return critical_level(jittered, largest=limit, window_s=window_s, max_lag_s=_max_lag_s(config))[0]
+    return predict_critical_level(jittered, largest=limit, window_s=window_s, max_lag_s=_max_lag_s(config))[0]
 
 
 def _map_levels(plan: Levels) -> list[int]:
@@ -307,7 +307,7 @@ def collect(
             "version": version("neurofuse"),
             "fixed": FIXED,
             "oracle": ORACLE,
-            "criterion": CRITERION,
+            "criterion": HIT_CRITERION,
             "window_s": config.window_s,
             "max_lag_s": config.max_lag_s,
         },
