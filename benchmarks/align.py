@@ -37,8 +37,9 @@ from neurofuse.alignment.ridge_scan import RidgePredictor, scan
 from neurofuse.alignment.self_supervised import estimate_zero, recorded_by_both, train_along, windows_along
 from neurofuse.alignment.signal_pair import SignalPair, signal_pair
 from neurofuse.config import AlignConfig
+from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.lag_laws import Diffusion, LagJitter, move_clock
-from neurofuse.recording import NeurofuseError, Recording, Signal, Spikes, split_units
+from neurofuse.recording import Recording, Signal, Spikes, split_units
 from neurofuse.scores import share_inside
 from neurofuse.simulation import SimulationConfig, simulate
 

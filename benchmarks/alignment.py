@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.lag_laws import Jumps, LagJitter, NoLag, Skew, Walk, WindowLag
-from neurofuse.recording import NeurofuseError
 from neurofuse.tokens import Tokens
 from neurofuse.windows import Windows, split_windows
 

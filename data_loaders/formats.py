@@ -11,7 +11,8 @@ from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from neurofuse.recording import NeurofuseError, Recording
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Recording
 
 # What can be selected, and what else a file may list.
 Part = Literal["spikes", "lfp", "movement"]

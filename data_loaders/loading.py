@@ -24,7 +24,8 @@ from data_loaders.formats import (
     unique,
 )
 from data_loaders.selection import describe_recording, select
-from neurofuse.recording import NeurofuseError, Recording
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Recording
 
 PathLike = str | Path
 

@@ -19,7 +19,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from neurofuse.config import FeatureConfig
-from neurofuse.recording import FloatArray, NeurofuseError, Signal
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import FloatArray, Signal
 
 # Broadband is brought down to this rate before features are taken, which need no more ...
 LFP_RATE_HZ = 1000.0

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neurofuse.recording import FloatArray, NeurofuseError, Recording, Signal, Spikes, Stream
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import FloatArray, Recording, Signal, Spikes, Stream
 
 # A token with less of its length recorded than this counts as absent.
 MIN_COVER = 0.5

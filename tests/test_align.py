@@ -19,8 +19,9 @@ from neurofuse.alignment.result import AlignmentRefused
 from neurofuse.alignment.ridge_scan import correlation_log_lik, scan
 from neurofuse.alignment.signal_pair import SmoothedPair, signal_pair
 from neurofuse.config import AlignConfig
+from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.lag_laws import Diffusion, Offset, Skew
-from neurofuse.recording import NeurofuseError, Recording, Signal, Spikes
+from neurofuse.recording import Recording, Signal, Spikes
 from neurofuse.report.figures import plot_clock
 from neurofuse.simulation import SimulationConfig, simulate
 

@@ -8,8 +8,8 @@ from test_decoders import cut, two_systems
 
 from neurofuse.decoders.autoregressive import ANCHOR_BAND, AutoregressiveNetwork, error_by_step
 from neurofuse.decoders.registry import make_decoder
+from neurofuse.errors import NeurofuseError
 from neurofuse.nets.encoders import initialise
-from neurofuse.recording import NeurofuseError
 from neurofuse.windows import EDGE_TOKENS
 
 MAX_LAG, N_TOKENS = 3, 22

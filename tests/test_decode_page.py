@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Movement, Recording, Signal, Spikes
 from neurofuse.report.decode_page import verdict, write_report
 
 HOSTILE = "<script>alert('$x_1$')</script>"

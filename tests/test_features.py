@@ -14,6 +14,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neurofuse.errors import NeurofuseError
 from neurofuse.features import (
     FeatureConfig,
     _band_filter,
@@ -24,7 +25,7 @@ from neurofuse.features import (
     lfp_features,
     resample,
 )
-from neurofuse.recording import NeurofuseError, Recording, Signal
+from neurofuse.recording import Recording, Signal
 from neurofuse.tokens import tokenize
 
 RATE_HZ = 1000.0

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from neurofuse.alignment.clock_map import ClockMap, Jump
 from neurofuse.alignment.result import Alignment
 from neurofuse.attention_maps import attention_scores
-from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Movement, Recording, Signal, Spikes
 from neurofuse.report.figures import (
     plot_attention,
     plot_attention_quality,

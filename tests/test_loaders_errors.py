@@ -12,7 +12,7 @@ import pytest
 import scipy.io
 
 from data_loaders import info, load
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
 
 RNG = np.random.default_rng(0)
 

@@ -16,7 +16,8 @@ import pytest
 
 from data_loaders import FileInfo, Format, Item, LoadError, Request, detect, info, load, register_format
 from neurofuse import extensions
-from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Movement, Recording, Signal, Spikes
 
 ROOT = Path(__file__).parent.parent
 

@@ -9,11 +9,10 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neurofuse.errors import NeurofuseError, RecordingError
 from neurofuse.recording import (
     Movement,
-    NeurofuseError,
     Recording,
-    RecordingError,
     Signal,
     Spikes,
     as_seconds,

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Movement, Recording, Signal, Spikes
 from neurofuse.storage import open_recording, save_recording, whole_file
 
 

@@ -6,8 +6,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from data_loaders import WindowDataset, window_loader
+from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.lag_laws import WindowLag
-from neurofuse.recording import NeurofuseError
 from neurofuse.tokens import tokenize
 from neurofuse.windows import Windows, cut_windows
 

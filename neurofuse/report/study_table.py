@@ -11,8 +11,8 @@ import pandas as pd
 import xarray as xr
 
 from neurofuse.config import ORACLE
+from neurofuse.errors import NeurofuseError
 from neurofuse.html import card
-from neurofuse.recording import NeurofuseError
 from neurofuse.study.run import LAYOUT
 from neurofuse.study.threshold import Quantity, Threshold, thresholds
 

@@ -29,7 +29,7 @@ from typing import Any
 import cloudpickle
 from tqdm import tqdm
 
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
 from neurofuse.storage import whole_file
 
 # `work(context, coordinates)`: both plain, the first the same for all tasks. Pickled by module and name.
