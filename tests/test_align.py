@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter1d
@@ -14,6 +15,7 @@ from neurofuse.alignment import self_supervised
 from neurofuse.alignment.align import align
 from neurofuse.alignment.baselines import pulse_evidence, pulses_of
 from neurofuse.alignment.clock_map import ClockMap, fit_clock
+from neurofuse.alignment.lag_estimator import LagEstimator
 from neurofuse.alignment.lag_evidence import MismatchTest, lag_summary
 from neurofuse.alignment.result import AlignmentRefused
 from neurofuse.alignment.ridge_scan import correlation_log_lik, scan
@@ -24,6 +26,7 @@ from neurofuse.jitters.lag_laws import Diffusion, Offset, Skew
 from neurofuse.recording import Recording, Signal, Spikes
 from neurofuse.report.figures import plot_clock
 from neurofuse.simulation import SimulationConfig, simulate
+from neurofuse.windows import Windows
 
 SMALL = SimulationConfig(duration_s=90.0, n_units=32, n_channels=6, lfp_rate_hz=500.0)
 # Few gradient steps suffice for an easy session.
@@ -412,6 +415,85 @@ def test_no_stretch_is_estimated_by_a_network_that_was_trained_on_it(related, mo
         assert apart.min() > 1.6, "the middle of a block lies in no training window"
 
 
+@pytest.fixture(scope="module")
+def estimator(related):
+    """Trained along the true clock of the first 70 s, and its pair."""
+    pair = signal_pair(related[0], use_movement=False)
+    clock = ClockMap.constant(0.4, 0.0, 70.0)
+    trained, _ = self_supervised.train_along(
+        pair, clock, search_s=0.2, span_s=(0.0, 70.0), n_steps=60, device="cpu"
+    )
+    return trained, pair
+
+
+def windows_moved_by(pair, trained, lags, n=160):
+    """Windows of the last 20 s, along the true clock, B moved by whole tokens."""
+    first = np.arange(3500, 4500 - n, n // 4)[: len(lags)]
+    X = self_supervised.windows_along(pair, ClockMap.constant(0.4, 0.0, 90.0), first, n, trained.max_lag_)
+    return replace(X, shift=X.shift + (pair.tokens.per_token * np.asarray(lags))[:, None, None])
+
+
+def test_the_network_estimates_lags_of_windows_that_it_was_not_trained_on(estimator):
+    trained, pair = estimator
+    lags = np.random.default_rng(3).integers(-9, 10, 16)
+    log_lik, unmatched = trained.log_lik(windows_moved_by(pair, trained, lags), every=160)
+    found = log_lik[:, 0].argmax(1) - trained.max_lag_
+    assert np.median(np.abs(found - lags)) <= 1
+    assert np.mean(log_lik[:, 0].max(1) > unmatched[:, 0]) > 0.8
+
+
+def test_an_estimator_is_read_back_as_it_was_written(estimator, tmp_path):
+    trained, pair = estimator
+    folder = trained.save_pretrained(tmp_path / "estimator")
+    assert {p.name for p in folder.iterdir()} == {"weights.safetensors", "config.json", "README.md"}
+    assert "LagEstimator.from_pretrained" in (folder / "README.md").read_text()
+    again = LagEstimator.from_pretrained(folder)
+    assert again.get_params() == trained.get_params() | {"device": "auto"}
+    X = windows_moved_by(pair, trained, np.zeros(8, int))
+    for a, b in zip(trained.log_lik(X, every=40), again.log_lik(X, every=40), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(NeurofuseError, match="'lag-estimator', which is not registered"):
+        neurofuse.Decoder.from_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"decoder": "ridge"}))
+    with pytest.raises(NeurofuseError, match=r"holds a decoder 'ridge', not a lag estimator; read it with"):
+        LagEstimator.from_pretrained(folder)
+
+
+def test_an_estimator_decodes_a_lag_and_no_movement(estimator):
+    trained, pair = estimator
+    found = trained.decode(windows_moved_by(pair, trained, np.full(8, 5)))
+    assert found.movement.shape == (8, 160, 0)
+    (clock,) = found.posterior
+    assert clock == "logger"
+    np.testing.assert_allclose(found.posterior[clock].sum(-1), 1, rtol=1e-4)
+    assert np.median(found.lag_s[found.path[clock]]) == pytest.approx(0.1, abs=0.021)
+
+
+def test_an_estimator_is_trained_on_two_clocks_only(related):
+    tokens = neurofuse.tokenize(related[0].but(streams=(related[0]["spikes"],)))
+    X = Windows(tokens, np.arange(0, 900, 100), 100, 10, np.zeros((9, 152, 0), int))
+    with pytest.raises(NeurofuseError, match="a lag lies between two clocks, and these windows have 1"):
+        LagEstimator(n_steps=1).fit(X)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_gpu_gives_the_log_likelihoods_of_the_cpu(estimator, tmp_path):
+    trained, pair = estimator
+    trained.save_pretrained(tmp_path / "estimator")
+    moved = LagEstimator.from_pretrained(tmp_path / "estimator")
+    assert next(moved.network_.parameters()).is_cuda
+    X = windows_moved_by(pair, trained, np.zeros(8, int))
+    for a, b in zip(trained.log_lik(X, every=40), moved.log_lik(X, every=40), strict=True):
+        np.testing.assert_allclose(a, b, atol=0.02)
+    clock = ClockMap.constant(0.4, 0.0, 70.0)
+    on_gpu, _ = self_supervised.train_along(
+        pair, clock, search_s=0.2, span_s=(0.0, 70.0), n_steps=20, device="cuda"
+    )
+    assert np.isfinite(on_gpu.log_lik(X, every=40)[0]).all()
+
+
 @pytest.mark.parametrize("method", ["xcorr", "gcc-phat", "ridge"])
 def test_baselines_find_the_lag_of_copies(method):
     """Two systems that recorded the same population, an easy case."""
@@ -436,6 +518,49 @@ def test_movement_counts_as_a_signal_of_its_clock():
     assert found.clock_a == "array"
     # In the simulation rates follow velocity without delay.
     assert found.clock.lag_s(45.0) == pytest.approx(0.3, abs=0.03)
+
+
+def test_an_error_can_be_planted_first_and_the_recording_that_was_aligned_is_kept():
+    recording, _ = simulated()
+    config = replace(QUICK, method="ridge", model="offset")
+    found = align(recording, config=replace(config, jitter="offset:0.25"))
+    assert found.clock.lag_s(45.0) == pytest.approx(0.25, abs=0.03)
+    assert "jittered by offset:0.25" in found.recording.provenance[-1]
+    one = found.apply()
+    assert one.clocks == [recording.reference]
+    assert one["lfp"].start_s == pytest.approx(found.recording["lfp"].start_s - 0.25, abs=0.03)
+    with pytest.raises(NeurofuseError, match=r"beyond the search range of \+-5 s; lower its level or raise"):
+        align(recording, config=AlignConfig(jitter="offset:6"))
+
+
+def test_units_of_one_population_can_be_split_into_two_systems():
+    recording, _ = simulated()
+    one = recording.but(streams=(recording["spikes"],), movement=None)
+    found = align(
+        one, config=replace(QUICK, method="ridge", model="offset", split_units=12, jitter="offset:-0.3")
+    )
+    assert [s.n_units for s in found.recording.spikes] == [12, SMALL.n_units - 12]
+    assert found.clock.lag_s(45.0) == pytest.approx(-0.3, abs=0.03)
+
+
+def test_a_prior_of_the_drift_narrows_or_widens_the_posterior(related):
+    config = replace(QUICK, method="ridge", model="offset")
+    widths = [
+        float((t.lag["lag_q95_s"] - t.lag["lag_q05_s"]).mean())
+        for t in (
+            align(related[0], config=replace(config, **prior))
+            for prior in ({"drift": 1e-4}, {}, {"drift": 0.015}, {"skew_ppm": 3000.0})
+        )
+    ]
+    narrow, default, wide, skewed = widths
+    assert narrow < default < wide
+    assert skewed > default
+
+
+def test_priors_that_contradict_each_other_are_refused_before_anything_is_computed(related, monkeypatch):
+    monkeypatch.setattr("neurofuse.alignment.align.signal_pair", None)
+    with pytest.raises(NeurofuseError, match="are both given, but a skew is converted to a drift; give one"):
+        align(related[0], config=AlignConfig(drift=0.01, skew_ppm=20.0))
 
 
 # pulses

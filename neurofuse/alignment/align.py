@@ -38,7 +38,7 @@ from neurofuse.config import ALIGN_MAX_LAG_S, ALIGN_WINDOW_S, AlignConfig
 from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.lag_laws import LagJitter
 from neurofuse.lag.hmm import LagGrid, LagPrior
-from neurofuse.prepare import check_names, parsed, steps_of, with_two_clocks
+from neurofuse.prepare import check_names, check_reach, parsed, steps_of, with_two_clocks
 from neurofuse.recording import FloatArray, Recording
 
 # Length of a scan, seconds, and the most scans along a session.
@@ -144,8 +144,10 @@ def _planted(recording: Recording, config: AlignConfig) -> Recording:
     recording = with_two_clocks(recording, config, jitter, rng=rng)
     for step in steps_of(jitter):
         if isinstance(step, LagJitter):
-            limit_s = step.limit_s(config.max_lag_s or ALIGN_MAX_LAG_S)
-            step = replace(step, clock=step.clock or config.clock, max_lag_s=limit_s)
+            max_lag_s = config.max_lag_s or ALIGN_MAX_LAG_S
+            check_reach(step, recording, replace(config, max_lag_s=max_lag_s))
+            # Excursions of random laws are clipped.
+            step = replace(step, clock=step.clock or config.clock, max_lag_s=step.limit_s(max_lag_s))
         recording, _ = step.jitter(recording, rng=rng)
     return recording
 
