@@ -58,7 +58,7 @@ MIN_WINDOWS = 3
 # Fewest coarse steps in the largest lag, for a peak to have sides.
 MIN_LAG_STEPS = 4
 # Length of the stretches that ridges are fitted on and applied to in turn, seconds.
-STRETCH_S = 60.0
+RIDGE_STRETCH_S = 60.0
 
 
 def align(
@@ -309,7 +309,7 @@ def _by_ridge(session: _Session, ridge: RidgePredictor) -> SessionFit:
     step = np.arange(len(coarse))
     lag_s = clock.lag_s(coarse.origin_s + coarse.step_s * (step + 0.5))
     # Stretches of whole windows, so that no window is predicted by a ridge that was fitted on part of it.
-    n_stretch = n * max(1, round(min(STRETCH_S / coarse.step_s, len(coarse) / 4) / n))
+    n_stretch = n * max(1, round(min(RIDGE_STRETCH_S / coarse.step_s, len(coarse) / 4) / n))
     half = (step - starts[0]) // n_stretch % 2
     ridges = [RidgePredictor.fit(coarse, np.where(half == k, lag_s, np.nan), 0, len(coarse)) for k in (0, 1)]
 

@@ -18,7 +18,7 @@ from neurofuse.recording import FloatArray
 
 N_FOLDS = 4
 # Ridge penalties, as shares of the number of samples.
-PENALTIES = (0.03, 0.3, 3.0)
+SCAN_PENALTIES = (0.03, 0.3, 3.0)
 # Searches among wrong lags.
 N_NULL = 8
 # Smallest share of a window in which B was recorded, for a correlation to count.
@@ -95,7 +95,7 @@ def _scores(coarse: SmoothedPair, start: int, stop: int, lags: np.ndarray) -> Fl
     n = len(coarse)
     rows = np.arange(start, stop)
     fold = np.arange(stop - start) * N_FOLDS // max(1, stop - start)
-    out = np.zeros((len(PENALTIES), lags.size))
+    out = np.zeros((len(SCAN_PENALTIES), lags.size))
     for j, lag in enumerate(lags):
         at = (rows + lag) % n
         both = present & coarse.b_present[at]
@@ -113,10 +113,10 @@ def cross_validated_r2(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> FloatA
     moments = [x[p].T @ y[p] for p in parts]
     gram, moment = sum(grams), sum(moments)
     total = float(np.square(y).sum()) + 1e-12
-    gained = np.zeros(len(PENALTIES))
+    gained = np.zeros(len(SCAN_PENALTIES))
     for own_gram, own_moment in zip(grams, moments, strict=True):
         rest = (gram - own_gram).astype(np.float64)
-        loaded = rest + len(x) * np.asarray(PENALTIES)[:, None, None] * np.eye(len(rest))
+        loaded = rest + len(x) * np.asarray(SCAN_PENALTIES)[:, None, None] * np.eye(len(rest))
         for k, w in enumerate(np.linalg.solve(loaded, (moment - own_moment).astype(np.float64))):
             gained[k] += 2 * float((w * own_moment).sum()) - float(((own_gram @ w) * w).sum())
     return gained / total

@@ -24,17 +24,17 @@ from neurofuse.recording import FloatArray
 from neurofuse.windows import EDGE_TOKENS, Windows
 
 # Length of a window and of a block, whose lag is estimated, seconds; blocks per window that the clock is fitted to.
-WINDOW_S, BLOCK_S, BLOCKS = 3.2, 0.8, 5
+NET_WINDOW_S, BLOCK_S, BLOCKS = 3.2, 0.8, 5
 # One stretch in so many is kept for validation, and its length, seconds.
-ONE_IN, STRETCH_S = 4, 20.0
+ONE_IN, TRAIN_STRETCH_S = 4, 20.0
 # Smallest share of a window that both clocks recorded, in training and in estimation.
 TRAIN_PRESENT, ESTIMATE_PRESENT = 0.8, 0.25
 # Most gradient steps where nothing is given.
-N_STEPS = 400
+ALIGN_STEPS = 400
 # Step of the lag grid, seconds.
 STEP_S = 0.005
 # Mismatched partners of each validation window.
-N_MISMATCHED = 5
+N_PAIRINGS = 5
 # Skews searched around that of the first clock.
 WITHIN_PPM = 400.0
 # The zero of the lag axis is estimated by a ridge at these lags around the clock, over so much of the session.
@@ -71,7 +71,7 @@ def fit_self_supervised(
             start.clock,
             search_s=config.search_s,
             span_s=span_s,
-            n_steps=config.n_steps or N_STEPS,
+            n_steps=config.n_steps or ALIGN_STEPS,
             device=config.device,
             validation_turn=turn,
             seed=config.seed,
@@ -197,8 +197,8 @@ class _Stretches:
 def _stretches(pair: SignalPair, span_s: tuple[float, float]) -> _Stretches:
     tokens = pair.tokens
     low, high = _token_span(pair, span_s)
-    window = max(8, round(WINDOW_S / tokens.token_s))
-    length = min(round(STRETCH_S / tokens.token_s), max(2 * window, (high - low) // (2 * ONE_IN)))
+    window = max(8, round(NET_WINDOW_S / tokens.token_s))
+    length = min(round(TRAIN_STRETCH_S / tokens.token_s), max(2 * window, (high - low) // (2 * ONE_IN)))
     return _Stretches(low, high, length, window)
 
 
@@ -213,7 +213,7 @@ def train_along(
     *,
     search_s: float,
     span_s: tuple[float, float],
-    n_steps: int = N_STEPS,
+    n_steps: int = ALIGN_STEPS,
     device: str = "auto",
     validation_turn: int = ONE_IN - 1,
     seed: int = 0,
@@ -235,7 +235,7 @@ def train_along(
     train, validation = stretches.split(first, validation_turn, gap)
     if train.size < 4 or validation.size < 2:
         raise NeurofuseError(
-            f"the two clocks share too little to learn from ({train.size} windows of {WINDOW_S:g} s to train on, "
+            f"the two clocks share too little to learn from ({train.size} windows of {NET_WINDOW_S:g} s to train on, "
             f"{validation.size} for validation); give a longer recording or --method ridge."
         )
     estimator = LagEstimator(n_steps=n_steps, seed=seed, device=device, progress=progress)
@@ -256,7 +256,7 @@ def session_evidence(
     """Log-likelihoods of lags in blocks along the whole session, on one grid of lags."""
     tokens = pair.tokens
     every = max(1, round(BLOCK_S / tokens.token_s))
-    n = every * max(1, round(WINDOW_S / BLOCK_S))
+    n = every * max(1, round(NET_WINDOW_S / BLOCK_S))
     low, high = _token_span(pair, span_s)
     first = np.arange(max(0, low), min(tokens.n_tokens, high) - n + 1, n)
     first = recorded_by_both(pair, clock, first, n, ESTIMATE_PRESENT)
@@ -298,8 +298,8 @@ def mismatch_test(estimator: LagEstimator, validation: Windows) -> MismatchTest:
     n = len(validation)
     least = 2 * validation.max_lag + validation.n_steps
     mismatched = []
-    for k in range(1, N_MISMATCHED + 1):
-        partner = np.roll(np.arange(n), 1 + (k - 1) * max(1, (n - 1) // N_MISMATCHED))
+    for k in range(1, N_PAIRINGS + 1):
+        partner = np.roll(np.arange(n), 1 + (k - 1) * max(1, (n - 1) // N_PAIRINGS))
         apart = validation.first[partner] - validation.first
         # A partner within the range of lags is replaced by one at twice its width, on the side with room.
         has_room = validation.first + 2 * least < tokens.n_tokens

@@ -10,15 +10,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 from scipy.ndimage import gaussian_filter1d
 
 from neurofuse.config import FeatureConfig
 from neurofuse.errors import NeurofuseError
-from neurofuse.features import clean_lfp, lfp_features
+from neurofuse.prepare import featured_recording, tokenized_recording, without_bad_channels
 from neurofuse.recording import FloatArray, Recording, Signal, Stream
-from neurofuse.tokens import ClockTokens, Tokens, tokenize
+from neurofuse.tokens import ClockTokens, Tokens
 
 # The mean of every feature over this long is subtracted, seconds.
 TREND_S = 30.0
@@ -133,19 +132,17 @@ def signal_pair(
     movement = [_movement_signal(recording)] if recording.movement is not None and use_movement else []
     first, second, warnings = _choose_clocks(recording.but(streams=(*recording.streams, *movement)), clock)
     streams = tuple(_centred(s) for c in (first, second) for s in recording.on(c))
-    two, more, _ = featured(
-        replace(recording, reference=first, streams=streams, movement=None),
-        causal=False,
-        line_hz=line_hz,
-    )
+    two = replace(recording, reference=first, streams=streams, movement=None)
+    clean = without_bad_channels(two, causal=False)
+    two = featured_recording(clean.recording, FeatureConfig(causal=False, line_hz=line_hz))
     two = two.but(streams=(*two.streams, *movement))
     span_s = two.span_s[1] - two.span_s[0]
     fine_s = FINE_S if span_s <= LONG_S else 2 * FINE_S
-    tokens = tokenize(two, token_s=token_s, fine_s=fine_s)
+    tokens = tokenized_recording(two, token_s=token_s, fine_s=fine_s)
     parts = max(1, round(tokens.fine_s / fine_s))
     clocks = tuple(_without_trend(_subdivided(c, parts), tokens.fine_s / parts) for c in tokens.clocks)
     tokens = replace(tokens, clocks=clocks, per_token=tokens.per_token * parts)
-    return SignalPair(tokens, (*warnings, *more))
+    return SignalPair(tokens, (*warnings, *clean.warnings))
 
 
 def _choose_clocks(recording: Recording, clock: str | None) -> tuple[str, str, list[str]]:
@@ -178,43 +175,6 @@ def _movement_signal(recording: Recording) -> Signal:
         attrs={"units": movement.units},
     )
     return Signal("movement (as a signal)", recording.reference, data, "lfp", movement.sample_s)
-
-
-def featured(
-    recording: Recording, *, causal: bool, line_hz: float | None
-) -> tuple[Recording, list[str], pd.DataFrame]:
-    """Leave out bad channels of all LFP streams, and compute features of the others.
-
-    Parameters
-    ----------
-    recording : Recording
-    causal : bool
-        Filters use the past alone; otherwise they have no phase.
-    line_hz : float, optional
-        Mains frequency to remove.
-
-    Returns
-    -------
-    recording : Recording
-    warnings : list of str
-    quality : DataFrame
-        `channel_quality` of all LFP channels, and their `stream`.
-    """
-    config = FeatureConfig(causal=causal, line_hz=line_hz)
-    streams: list[Stream] = []
-    warnings, tables = [], []
-    for stream in recording.streams:
-        if isinstance(stream, Signal) and stream.kind == "lfp":
-            clean, table = clean_lfp(stream, causal=causal)
-            tables.append(table.assign(stream=stream.name))
-            if n_bad := int(table["bad"].sum()):
-                warnings.append(
-                    f"{n_bad} of {len(table)} channels of '{stream.name}' are bad and were left out."
-                )
-            stream = lfp_features(clean, config=config)
-        streams.append(stream)
-    quality = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-    return recording.but(streams=tuple(streams)), warnings, quality
 
 
 def _centred(stream: Stream) -> Stream:

@@ -479,9 +479,9 @@ class _Cluster:
         self.folder, self.no_workers_s = folder, no_workers_s
         self.futures: dict[Any, Task] = {}
         self.next_check = 0.0
-        self.lost_since: float | None = None
+        self.unreachable_since: float | None = None
 
-    def lost(self, reason: object) -> NeurofuseError:
+    def unreachable(self, reason: object) -> NeurofuseError:
         """The error that ends a run."""
         return NeurofuseError(
             f"the cluster at '{self.address}' {reason}; finished cells are kept in '{self.folder}', and --resume "
@@ -495,13 +495,13 @@ class _Cluster:
                 warnings.filterwarnings("ignore", message="Sending large graph")
                 return self.client.submit(function, *arguments, pure=False)
         except Exception as error:
-            raise self.lost(f"accepts no tasks ({_one_line(error)})") from None
+            raise self.unreachable(f"accepts no tasks ({_one_line(error)})") from None
 
     def run(
         self, work: Work, tasks: Sequence[Task], shared: _Shared
     ) -> Generator[tuple[Task, Record | None]]:
         """Run tasks; yields each as it ends, without a record if Dask gave it up because workers died."""
-        # The result of a task, not scattered: what is scattered is lost with the workers that hold it.
+        # The result of a task, not scattered: what is scattered dies with the workers that hold it.
         future = self.submit(_same, shared)
         self.futures |= {self.submit(_attempt_on_dask, work, future, t.coordinates): t for t in tasks}
         while self.futures:
@@ -522,7 +522,7 @@ class _Cluster:
         Raises
         ------
         TimeoutError
-            If its result was lost with a worker and is computed anew.
+            If its result died with a worker and is computed anew.
         """
         from distributed import KilledWorker
 
@@ -536,10 +536,10 @@ class _Cluster:
             raise
         except CancelledError as error:
             # Nobody else knows these futures, so a cancelled one means that scheduler or connection are gone.
-            raise self.lost(f"has closed the connection ({_one_line(error)})") from None
+            raise self.unreachable(f"has closed the connection ({_one_line(error)})") from None
         except Exception as error:
             reason = _one_line(f"{type(error).__name__}: {error}")
-            raise self.lost(
+            raise self.unreachable(
                 f"cannot run the tasks ({reason}): its workers need the packages of this one"
             ) from None
 
@@ -562,11 +562,11 @@ class _Cluster:
         now = time.monotonic()
         self.next_check = now + min(self.no_workers_s / 4, 5.0)
         if workers:
-            self.lost_since = None
-        elif self.lost_since is None:
-            self.lost_since = start
-        elif now - self.lost_since >= self.no_workers_s:
-            raise self.lost(f"{state} for {self.no_workers_s:g} s")
+            self.unreachable_since = None
+        elif self.unreachable_since is None:
+            self.unreachable_since = start
+        elif now - self.unreachable_since >= self.no_workers_s:
+            raise self.unreachable(f"{state} for {self.no_workers_s:g} s")
 
     def close(self) -> None:
         """Give up the tasks that are left; neither step waits for the cluster without a deadline."""
