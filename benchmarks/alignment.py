@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.lag_laws import Jumps, LagJitter, NoLag, Skew, Walk, WindowLag
-from neurofuse.recording import NeurofuseError
 from neurofuse.tokens import Tokens
 from neurofuse.windows import Windows, split_windows
 
@@ -114,7 +114,8 @@ def scenarios() -> list[str]:
 def tokens_of(data: str, causal: bool, seed: int) -> Tokens:
     """Tokens of a data set whose clocks agree."""
     import neurofuse
-    from neurofuse.features import FeatureConfig, lfp_features
+    from neurofuse.config import FeatureConfig
+    from neurofuse.features import lfp_features
     from neurofuse.recording import separate_lfp, split_units
     from neurofuse.simulation import SimulationConfig, simulate
 

@@ -25,8 +25,9 @@ import torch
 import xarray as xr
 from matplotlib.figure import Figure
 
+from neurofuse.config import FeatureConfig
 from neurofuse.decoders.registry import make_decoder
-from neurofuse.features import FeatureConfig, lfp_features
+from neurofuse.features import lfp_features
 from neurofuse.simulation import DOMINANCE, simulate
 from neurofuse.tokens import tokenize
 from neurofuse.windows import Split, Windows, split_windows

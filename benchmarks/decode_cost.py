@@ -13,9 +13,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from neurofuse.config import FeatureConfig
 from neurofuse.decoders.registry import make_decoder
 from neurofuse.decoders.tracked import LagNetwork
-from neurofuse.features import FeatureConfig, lfp_features
+from neurofuse.features import lfp_features
 from neurofuse.simulation import SimulationConfig, demo_law, simulate
 from neurofuse.tokens import Tokens, tokenize
 from neurofuse.windows import EDGE_TOKENS, Split, split_windows

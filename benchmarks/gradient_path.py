@@ -25,13 +25,14 @@ import xarray as xr
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from neurofuse.config import FeatureConfig
 from neurofuse.decoders.base import Decoder
 from neurofuse.decoders.early import EarlyNetwork
 from neurofuse.decoders.gradients import gradient_over_time, gradient_path, watch_gradients
 from neurofuse.decoders.neural import TorchDecoder
 from neurofuse.decoders.registry import make_decoder
 from neurofuse.decoders.tracked import LagNetwork
-from neurofuse.features import FeatureConfig, lfp_features
+from neurofuse.features import lfp_features
 from neurofuse.jitters.lag_laws import Offset
 from neurofuse.nets.encoders import TemporalBlock
 from neurofuse.report.figures.panel import BLACK, BLUE, GREEN, ORANGE, TITLE, VERMILLION, tidy
@@ -209,7 +210,7 @@ def over_time_and_training(parts: Split, *, n_steps: int) -> xr.Dataset:
         after.append(gradient_over_time(decoder, few)["gradient_norm"][1])
         norms = watch.table()["gradient_norm"]
         # Layers of different networks are compared by what they get of what there is.
-        course.append(norms.sel(module=first_layer(words["fusion"], 1)) / norms.sel(module="head.leave"))
+        course.append(norms.sel(module=first_layer(words["fusion"], 1)) / norms.sel(module="head.output"))
         r2.append(decoder.score(parts.test))
     architecture = xr.Variable("architecture", list(TIMED))
 

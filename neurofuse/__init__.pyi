@@ -15,6 +15,7 @@ from data_loaders import save as save
 from data_loaders import to_neo as to_neo
 from data_loaders import to_pynapple as to_pynapple
 from data_loaders import window_loader as window_loader
+from data_loaders.fetch import RECIPES as RECIPES
 from data_loaders.fetch import fetch as fetch
 from neurofuse.alignment.align import align as align
 from neurofuse.alignment.result import Alignment as Alignment
@@ -24,6 +25,7 @@ from neurofuse.attention_maps import attention_scores as attention_scores
 from neurofuse.attention_maps import contribution as contribution
 from neurofuse.config import AlignConfig as AlignConfig
 from neurofuse.config import DecodeConfig as DecodeConfig
+from neurofuse.config import FeatureConfig as FeatureConfig
 from neurofuse.config import StudyConfig as StudyConfig
 from neurofuse.decode import DecodeResult as DecodeResult
 from neurofuse.decode import decode_recording as decode_recording
@@ -40,7 +42,6 @@ from neurofuse.decoders.registry import make_decoder as make_decoder
 from neurofuse.decoders.registry import register_decoder as register_decoder
 from neurofuse.errors import NeurofuseError as NeurofuseError
 from neurofuse.errors import RecordingError as RecordingError
-from neurofuse.features import FeatureConfig as FeatureConfig
 from neurofuse.jitters.jitter import Jitter as Jitter
 from neurofuse.jitters.jitter import JitterTruth as JitterTruth
 from neurofuse.jitters.jitter import LagTruth as LagTruth

@@ -10,12 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from math import inf, isfinite
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from neurofuse.errors import NeurofuseError
-
-if TYPE_CHECKING:
-    from neurofuse.features import FeatureConfig
 
 # Windows are this long, and lags are searched this far, where nothing is given and the recording has room.
 WINDOW_S, MAX_LAG_S = 3.0, 0.5
@@ -50,10 +47,54 @@ def setting(default: Any, flag: str, help: str, *, check: str = "") -> Any:
     return field(**how, metadata={"flag": flag, "help": help, "check": check})
 
 
-def _default_features() -> FeatureConfig:
-    from neurofuse.features import FeatureConfig
+@dataclass(frozen=True)
+class FeatureConfig:
+    """Which features are taken from the LFP, and how.
 
-    return FeatureConfig()
+    The default bands are the low-frequency ("local motor") potential, beta, and two gamma bands, as in
+    Flint et al. (2012) J. Neural Eng. 9:046006 and Stavisky et al. (2015) J. Neural Eng. 12:036009.
+    """
+
+    # (name, low Hz, high Hz). A band that begins at 0 is the low-passed potential itself, with its sign;
+    # every other band is power.
+    bands: tuple[tuple[str, float, float], ...] = (
+        ("lmp", 0.0, 5.0),
+        ("beta", 13.0, 30.0),
+        ("gamma", 30.0, 70.0),
+        ("high_gamma", 70.0, 150.0),
+    )
+    # 50 or 60: notch out the mains and its harmonics. None: leave them.
+    line_hz: float | None = None
+    # Features a second. The input rate is divided by a whole number, so the true rate may be a little higher.
+    rate_hz: float = 100.0
+    # Power is averaged over this long. Longer is steadier and later (by half of it).
+    smooth_s: float = 0.05
+    # Natural logarithm of power, which is nearer to normal and makes gain an offset; False: power itself.
+    log_power: bool = True
+    # Use only samples at or before the stamp of a feature. False: zero phase, for work that may look ahead.
+    causal: bool = True
+    # Order of the Butterworth filters (a band-pass has twice as many poles). Higher is sharper and later.
+    order: int = 3
+
+    def __post_init__(self) -> None:
+        bands = tuple((str(name), float(lo), float(hi)) for name, lo, hi in self.bands)
+        object.__setattr__(self, "bands", bands)
+        names = [name for name, _, _ in bands]
+        if not bands:
+            raise NeurofuseError("no band was given; name at least one, such as ('beta', 13, 30).")
+        if len(set(names)) < len(names):
+            raise NeurofuseError(f"two bands share a name in {names}; give every band a name of its own.")
+        for name, lo, hi in bands:
+            if not 0 <= lo < hi < inf:
+                raise NeurofuseError(f"band '{name}' is {lo:g} to {hi:g} Hz; it needs 0 <= low < high.")
+        if self.line_hz is not None and not 0 < self.line_hz < inf:
+            raise NeurofuseError(f"line_hz must be None, or the mains' 50 or 60, got {self.line_hz:g}.")
+        if not 0 < self.rate_hz < inf:
+            raise NeurofuseError(f"the feature rate must be positive, got {self.rate_hz:g} Hz.")
+        if not 0 <= self.smooth_s < inf:
+            raise NeurofuseError(f"smooth_s must not be negative, got {self.smooth_s:g} s.")
+        if not 1 <= self.order <= 8:
+            raise NeurofuseError(f"the filter order must be 1 to 8, got {self.order}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +169,7 @@ class SplitSettings(Settings):
     # Shares of the movement's time; what is left is the test stretch.
     train: float = setting(0.7, "", "Share of the movement's time for training.", check="share")
     validation: float = setting(0.1, "", "Share of the movement's time for validation.", check="share")
-    features: FeatureConfig = setting(_default_features, "", "Features of the LFP.")
+    features: FeatureConfig = setting(FeatureConfig, "", "Features of the LFP.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from neurofuse.config import DecodeConfig, SplitSettings
+from neurofuse.config import DecodeConfig, FeatureConfig, SplitSettings
 from neurofuse.decoders.base import Decoder, Prediction
 from neurofuse.decoders.registry import decoder_classes, make_decoder, options_of
 from neurofuse.errors import NeurofuseError
-from neurofuse.features import FeatureConfig
 from neurofuse.html import card
 from neurofuse.jitters.jitter import LagTruth
 from neurofuse.prepare import (

@@ -23,8 +23,8 @@ from neurofuse.decoders.balance import (
 from neurofuse.decoders.neural import TorchDecoder
 from neurofuse.decoders.registry import DECODERS, make_decoder
 from neurofuse.decoders.tracked import convex_weights, point_posterior
+from neurofuse.errors import NeurofuseError
 from neurofuse.lag.losses import alignment_losses, mismatch_some
-from neurofuse.recording import NeurofuseError
 from neurofuse.simulation import DOMINANCE, simulate
 from neurofuse.windows import Batch, Windows
 
@@ -227,7 +227,7 @@ def test_of_a_single_stream_left_its_own_head_says_the_movement(parts):
     decoder.network_.unimodal_weight_KA.zero_()  # the fusion alone speaks where it can
     both, left = decoder.predict(inside), [decoder.predict(inside.without(k)) for k in (0, 1)]
     with torch.no_grad():
-        for p in decoder.network_.unimodal[1].head.leave.parameters():
+        for p in decoder.network_.unimodal[1].head.output.parameters():
             p.zero_()
     # The anchor is gone: the other clock's head speaks, and says the mean.
     np.testing.assert_allclose(

@@ -1,4 +1,4 @@
-"""The contract every decoder keeps, and the lag that those which look for one must find."""
+"""The interface that every decoder implements, and the lag that those which estimate one must find."""
 
 import json
 from dataclasses import replace
@@ -15,11 +15,12 @@ from neurofuse.decoders.base import Decoder, hold_back
 from neurofuse.decoders.neural import TorchDecoder
 from neurofuse.decoders.registry import DECODERS, make_decoder
 from neurofuse.decoders.tracked import TrackedDecoder
+from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.lag_laws import WindowLag
 from neurofuse.lag.calibration import adapt_rates
 from neurofuse.lag.hmm import LagPosterior, block_log_lik
 from neurofuse.lag.losses import alignment_loss, mismatch_some, recognition_loss
-from neurofuse.recording import Movement, NeurofuseError, Recording, Signal
+from neurofuse.recording import Movement, Recording, Signal
 from neurofuse.tokens import tokenize
 from neurofuse.windows import split_windows
 
@@ -65,7 +66,7 @@ def cut(recording, *, jitter=None, max_lag_s=0.5, seed=0, window_s=3.0):
 
 
 def learned(name, **training):
-    """Keywords of gradient descent, for the members that know them."""
+    """Settings of gradient descent, for the decoders that have them."""
     return training if issubclass(DECODERS[name], TorchDecoder) else {}
 
 
@@ -80,37 +81,37 @@ def parts():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_decoder_keeps_the_contract(name, parts, tmp_path):
+def test_every_decoder_implements_the_interface(name, parts, tmp_path):
     decoder = quick(name, seed=3)
     with pytest.raises(NeurofuseError, match="call fit first"):
         decoder.predict(parts.test)
     assert clone(decoder).get_params() == decoder.get_params()
 
     assert decoder.fit(parts.train, validation=parts.validation) is decoder
-    said = decoder.decode(parts.test)
-    assert said.movement.shape == parts.test.movement.shape
-    np.testing.assert_array_equal(decoder.predict(parts.test), said.movement)
+    predicted = decoder.decode(parts.test)
+    assert predicted.movement.shape == parts.test.movement.shape
+    np.testing.assert_array_equal(decoder.predict(parts.test), predicted.movement)
     assert -1 < decoder.score(parts.test) <= 1
     assert decoder.score(parts.test, parts.test.movement) == decoder.score(parts.test)
-    assert (name in LAGGING) == bool(said.posterior)
-    for clock, posterior in said.posterior.items():
+    assert (name in LAGGING) == bool(predicted.posterior)
+    for clock, posterior in predicted.posterior.items():
         assert clock == "b"
-        assert posterior.shape == (*parts.test.shape, said.lag_s.size)
+        assert posterior.shape == (*parts.test.shape, predicted.lag_s.size)
         np.testing.assert_allclose(posterior.sum(-1), 1, atol=1e-4)
-        assert said.path[clock].shape == parts.test.shape
+        assert predicted.path[clock].shape == parts.test.shape
 
     # The same seed, the same numbers; windows one by one, the same numbers.
     again = clone(decoder).fit(parts.train, validation=parts.validation)
-    np.testing.assert_array_equal(again.predict(parts.test), said.movement)
+    np.testing.assert_array_equal(again.predict(parts.test), predicted.movement)
     one = np.concatenate([decoder.predict(parts.test[k]) for k in range(len(parts.test))])
-    np.testing.assert_allclose(one, said.movement, atol=1e-4)
+    np.testing.assert_allclose(one, predicted.movement, atol=1e-4)
 
     # A folder holds all of it.
     decoder.save_pretrained(tmp_path / "kept")
     kept = Decoder.from_pretrained(tmp_path / "kept")
     assert type(kept) is type(decoder)
     assert kept.get_params() == decoder.get_params()
-    np.testing.assert_array_equal(kept.predict(parts.test), said.movement)
+    np.testing.assert_array_equal(kept.predict(parts.test), predicted.movement)
     assert sorted(p.name for p in (tmp_path / "kept").iterdir()) == [
         "README.md",
         "config.json",
@@ -144,22 +145,22 @@ def test_cross_validation_by_groups_in_time_works(name, parts):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_clock_alone_can_be_decoded(name):
+def test_a_single_clock_can_be_decoded(name):
     recording = two_systems()
-    alone = cut(recording.but(streams=(recording["a"],)))
+    single = cut(recording.but(streams=(recording["a"],)))
     decoder = quick(name, **learned(name, n_steps=120, learning_rate=1e-2))
     if name == "lfp":
         with pytest.raises(NeurofuseError, match="'a' is the only clock here; take 'spikes' or 'early'"):
-            decoder.fit(alone.train, validation=alone.validation)
+            decoder.fit(single.train, validation=single.validation)
         return
-    decoder.fit(alone.train, validation=alone.validation)
-    assert decoder.score(alone.test) > 0.3
-    assert decoder.decode(alone.test).posterior == {}
+    decoder.fit(single.train, validation=single.validation)
+    assert decoder.score(single.test) > 0.3
+    assert decoder.decode(single.test).posterior == {}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_causal_decoder_does_not_see_the_future(name):
-    """Everything stamped after a moment is replaced; what was decoded before it stays to the last bit."""
+def test_a_causal_decoder_does_not_read_the_future(name):
+    """Everything with a time stamp after a moment is replaced; what is decoded before it stays, to the last bit."""
     recording = two_systems()
     before = cut(recording)
     decoder = quick(name, causal=True)
@@ -169,12 +170,12 @@ def test_a_causal_decoder_does_not_see_the_future(name):
         return
     decoder.fit(before.train, validation=before.validation)
     window = before.test[0]
-    # A causal decoder reads the other clock up to its largest lag ahead of the query: stamps, not moments.
+    # A causal decoder reads the other clock up to its largest lag ahead of the query, by time stamps.
     moment = 30
     cutoff_s = float(window.time_s[0, moment]) - 0.025
     rng = np.random.default_rng(1)
 
-    def spoiled(signal, after_s):
+    def replaced(signal, after_s):
         values = signal.data.values.copy()
         late = signal.time_s >= after_s - 1e-9
         values[late] = 5 * rng.standard_normal((int(late.sum()), values.shape[1]))
@@ -183,7 +184,10 @@ def test_a_causal_decoder_does_not_see_the_future(name):
         )
 
     changed = recording.but(
-        streams=(spoiled(recording["a"], cutoff_s), spoiled(recording["b"], cutoff_s + window.max_lag * 0.05))
+        streams=(
+            replaced(recording["a"], cutoff_s),
+            replaced(recording["b"], cutoff_s + window.max_lag * 0.05),
+        )
     )
     after = cut(changed).test[0]
     was, now = decoder.predict(window)[0], decoder.predict(after)[0]
@@ -355,15 +359,15 @@ def test_the_oracle_is_given_the_lag_and_the_others_are_not():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_held_back_stretch_is_not_trained_on(name, parts):
-    """Without validation windows the last ones decide, and what they hold must not reach the weights."""
+    """Without validation windows the last training windows are taken, and the weights do not depend on them."""
     X = parts.train
     y = X.movement.copy()
     whole = quick(name, **learned(name, n_steps=20))
-    kept, held, _, _ = hold_back(X, y)
-    assert kept.first.max() + kept.n_steps + kept.reach <= held.first.min()
+    kept, check, _, _ = hold_back(X, y)
+    assert kept.first.max() + kept.n_steps + kept.reach <= check.first.min()
     whole.fit(X, y)
-    told = clone(whole).fit(kept, validation=held)
-    np.testing.assert_array_equal(whole.predict(parts.test), told.predict(parts.test))
+    explicit = clone(whole).fit(kept, validation=check)
+    np.testing.assert_array_equal(whole.predict(parts.test), explicit.predict(parts.test))
 
 
 def test_ridge_solves_what_scikit_learn_solves(parts):
@@ -371,8 +375,8 @@ def test_ridge_solves_what_scikit_learn_solves(parts):
 
     decoder = quick("ridge").fit(parts.train, validation=parts.validation)
     target = parts.train.movement
-    design, wanted = decoder._rows(parts.train, target, once=True)
-    other = Ridge(alpha=decoder.ridge_.penalty).fit(design.astype(np.float64), wanted)
+    design, scaled = decoder._rows(parts.train, target, once=True)
+    other = Ridge(alpha=decoder.ridge_.penalty).fit(design.astype(np.float64), scaled)
     np.testing.assert_allclose(decoder.ridge_.weights, other.coef_, atol=2e-4)
     np.testing.assert_allclose(decoder.ridge_.intercept, other.intercept_, atol=2e-4)
 

@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from neurofuse import extensions
+from neurofuse.errors import NeurofuseError, RecordingError
 from neurofuse.jitters import kinds
 from neurofuse.jitters.jitter import Chain, Jitter, JitterResult, LagTruth, Moved, compose
 from neurofuse.jitters.kinds import (
@@ -40,7 +42,7 @@ from neurofuse.jitters.lag_laws import (
 )
 from neurofuse.jitters.lfp import band_std
 from neurofuse.jitters.spikes import keep_inside, rebin, unbin
-from neurofuse.recording import Movement, NeurofuseError, Recording, RecordingError, Signal, Spikes
+from neurofuse.recording import Movement, Recording, Signal, Spikes
 
 # A level of each kind that does something visible to a recording of 40 s.
 LEVEL = {
@@ -249,10 +251,10 @@ def test_the_truth_has_the_displacement_and_origin_of_every_event(both, kind):
 def test_the_map_of_time_has_an_inverse(both, kind):
     _, truth = make_jitter(kind, LEVEL[kind]).jitter(both, rng=rng())
     t = np.sort(rng(5).uniform(1, 39, 400))
-    there = truth.forward(t)
-    # Where two moments share a stamp either may come back; having come back, it must go there again.
-    back = truth.backward(there)
-    np.testing.assert_allclose(truth.forward(back), there, atol=1e-6)
+    after_s = truth.forward(t)
+    # Where two moments share a stamp either is an inverse; its stamp must be the same one.
+    back = truth.backward(after_s)
+    np.testing.assert_allclose(truth.forward(back), after_s, atol=1e-6)
     if kind in ("offset", "skew", "offset-skew", "sinusoid", "warp", "filter-delay", "drop-marked"):
         np.testing.assert_allclose(back, t, atol=1e-6 if kind in ("offset", "filter-delay") else 6e-3)
     if "units" not in truth.streams:
@@ -283,12 +285,12 @@ def test_a_jitter_reads_back_as_it_is_written(kind):
 @pytest.mark.parametrize("second", KINDS)
 def test_a_jitter_added_later_leaves_the_draws_of_the_first(both, second):
     first = parse_jitter("spike:0.02:stream=units")
-    alone, _ = first.jitter(both, rng=rng(4))
+    first_only, _ = first.jitter(both, rng=rng(4))
     chain = first | make_jitter(second, LEVEL[second])
     assert isinstance(chain, Chain)
     after, truth = chain.jitter(both, rng=rng(4))
     middle, first_truth = truth.parts[0].jitter.jitter(both, rng=rng(4))
-    assert same(alone, middle)
+    assert same(first_only, middle)
     last, _ = truth.parts[1].jitter.jitter(middle, rng=truth.parts[1].seed.generator())
     assert same(after, last)
     assert parse_jitter(str(chain)) == chain == compose([first, make_jitter(second, LEVEL[second])])
@@ -381,8 +383,8 @@ def test_jitters_compose_from_lists_and_not_from_nothing(both):
             r"jitter 'spike' has no level; write spike:LEVEL with a number in s, such as spike:0.3 \(every spike",
         ),
         ("spike:much", "has no level; write spike:LEVEL"),
-        ("spike:-0.1", "'spike': the level is a size in s and cannot be -0.1; give zero or more"),
-        ("walk:-1", "'walk': the level is a size in s and cannot be -1"),
+        ("spike:-0.1", "'spike:-0.1': the level is a size in s and cannot be negative; give zero or more"),
+        ("walk:-1", "'walk:-1': the level is a size in s and cannot be negative"),
         ("delete", r"write delete:LEVEL with a number, such as delete:0.2 \(spikes are missed"),
         ("spike:nan", r"write spike:LEVEL with a number in s, such as spike:0.3"),
         ("skew:inf", r"write skew:LEVEL with a number in ppm, such as skew:30"),
@@ -404,7 +406,7 @@ def test_a_text_that_is_no_jitter_is_refused_in_one_sentence(text, message):
 @pytest.mark.parametrize("level", [np.nan, np.inf])
 def test_a_level_must_be_finite(level):
     for kind in ("spike", "skew"):
-        with pytest.raises(NeurofuseError, match=f"'{kind}': the level cannot be {level:g}; give a finite"):
+        with pytest.raises(NeurofuseError, match=f"'{kind}:{level:g}': the level must be a finite number"):
             make_jitter(kind, level)
 
 
@@ -413,6 +415,10 @@ def test_only_lag_laws_are_read_where_a_lag_law_is_needed():
     for text in ("spike:0.1", "lag:0.1 | spike:0.1", "drop-hidden:0.01"):
         with pytest.raises(NeurofuseError, match="is no lag law; choose one of none, lag, offset, skew"):
             parse_lag(text)
+    with pytest.raises(
+        NeurofuseError, match="unknown jitter 'drift' in 'drift:1'; choose one of none, lag, offset, skew"
+    ):
+        parse_lag("drift:1")
 
 
 def test_what_a_recording_lacks_is_named(both):
@@ -539,14 +545,14 @@ def test_displacements_are_those_of_elephants_surrogates(kind):
         return parse_jitter(text).jitter(Recording("r", "c", (units,)), rng=rng(6))[0]["units"].times_s
 
     # Far apart, so that who went where is known.
-    alone = np.arange(4000) + rng(1).uniform(0.3, 0.7, 4000)
-    assert stats.ks_2samp(surrogate(alone, 4000.0) - alone, ours(alone, 4000.0) - alone).pvalue > 1e-3
+    sparse = np.arange(4000) + rng(1).uniform(0.3, 0.7, 4000)
+    assert stats.ks_2samp(surrogate(sparse, 4000.0) - sparse, ours(sparse, 4000.0) - sparse).pvalue > 1e-3
     if kind == "spike-ordered":  # close together elephant's rule is another one
         return
     dense = np.sort(rng(2).uniform(0, 500, 5000))
-    theirs, mine = surrogate(dense, 500.0), ours(dense, 500.0)
-    assert stats.ks_2samp(np.diff(theirs), np.diff(mine)).pvalue > 1e-3
-    assert abs(theirs.size - mine.size) <= 8
+    theirs, own = surrogate(dense, 500.0), ours(dense, 500.0)
+    assert stats.ks_2samp(np.diff(theirs), np.diff(own)).pvalue > 1e-3
+    assert abs(theirs.size - own.size) <= 8
 
 
 @pytest.mark.parametrize("edge", ["reflect", "wrap", "drop"])
@@ -727,15 +733,15 @@ def test_jittered_counts_spread_as_the_jittered_spikes_would():
     counts = Signal.from_array(values, clock="c", rate_hz=20, kind="counts", name="n")
     recording = Recording("r", "c", (counts,))
     after, _ = parse_jitter("spike:0.04").jitter(recording, rng=rng())
-    seen = after["n"].data.values
-    assert seen.sum() == 200000
-    assert not seen[:, 1].any()
+    spread = after["n"].data.values
+    assert spread.sum() == 200000
+    assert not spread[:, 1].any()
     edges = counts.time_s - 1.0
     place = np.linspace(0, 0.05, 2001)[:-1] + 0.0000125
     expected = [
         np.diff(stats.norm.cdf([a - place, a + 0.05 - place], scale=0.04), axis=0).mean() for a in edges
     ]
-    np.testing.assert_allclose(seen[:, 0] / 200000, expected, atol=5 / np.sqrt(200000))
+    np.testing.assert_allclose(spread[:, 0] / 200000, expected, atol=5 / np.sqrt(200000))
 
 
 # ---- lags
@@ -812,17 +818,17 @@ def test_growing_lags_start_at_zero_grow_at_their_speed_and_stay_inside(law):
     assert 0.4 < np.abs(wild).max() <= 0.5
     # Sections have the statistics of windows cut from such recordings.
     cut = np.array([row[k : k + 20] for row, k in zip(lag_s, rng(2).integers(0, 180, 2000), strict=True)])
-    seen = law.sections(2000, 20, step_s=0.1, span_s=20.0, rng=rng(3))
-    assert seen[:, 0].std() == pytest.approx(cut[:, 0].std(), rel=0.12)
-    assert (seen[:, -1] - seen[:, 0]).std() == pytest.approx((cut[:, -1] - cut[:, 0]).std(), rel=0.15)
+    sections = law.sections(2000, 20, step_s=0.1, span_s=20.0, rng=rng(3))
+    assert sections[:, 0].std() == pytest.approx(cut[:, 0].std(), rel=0.12)
+    assert (sections[:, -1] - sections[:, 0]).std() == pytest.approx((cut[:, -1] - cut[:, 0]).std(), rel=0.15)
 
 
 def test_a_clock_set_before_the_recording_has_a_lag_from_the_start():
     lag_s = OffsetSkew(50.0, set_s=1000.0).draw(np.array([10.0, 110.0]), rng=rng())
     np.testing.assert_allclose(lag_s, [0.05, 0.055])
-    seen = OffsetSkew(50.0, set_s=1000.0).sections(4000, 5, step_s=0.1, span_s=200.0, rng=rng())
-    assert np.abs(seen[:, 0]).min() >= 0.05
-    assert np.abs(seen).max() <= 0.0601
+    sections = OffsetSkew(50.0, set_s=1000.0).sections(4000, 5, step_s=0.1, span_s=200.0, rng=rng())
+    assert np.abs(sections[:, 0]).min() >= 0.05
+    assert np.abs(sections).max() <= 0.0601
 
 
 def test_a_warp_is_smooth_and_a_sinusoid_is_one():
@@ -980,10 +986,8 @@ def test_jitters_of_installed_packages_are_found_once_and_a_broken_one_is_a_warn
     sound = EntryPoint("reversal", f"{__name__}:Reversal", kinds.GROUP)._for(Package())
     broken = EntryPoint("gone", "no_such_module:Gone", kinds.GROUP)._for(Package())
     n_searches = []
-    monkeypatch.setattr(kinds, "entry_points", lambda group: n_searches.append(group) or (broken, sound))
-    with pytest.warns(
-        UserWarning, match=r"'gone' of the installed package 'lab-jitters' was left out: No module"
-    ):
+    monkeypatch.setattr(extensions, "entry_points", lambda group: n_searches.append(group) or (broken, sound))
+    with pytest.warns(UserWarning, match=r"'gone' of the package 'lab-jitters' is left out \(No module"):
         assert parse_jitter("reversal:0.1") == Reversal(0.1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -1164,8 +1168,8 @@ def test_artefacts_come_at_their_rate_and_decay_on_all_channels():
     np.testing.assert_allclose(wave, np.broadcast_to(wave[:, :1], wave.shape), atol=1e-3)
     hits = np.flatnonzero(np.abs(np.diff(wave[:, 0])) > 5)
     assert hits.size == pytest.approx(30, abs=5 * np.sqrt(30))
-    alone = hits[:-1][np.diff(hits) > 150][3]
-    later = wave[alone + 1 : alone + 100, 0]
+    isolated = hits[:-1][np.diff(hits) > 150][3]
+    later = wave[isolated + 1 : isolated + 100, 0]
     np.testing.assert_allclose(later / later[0], np.exp(-np.arange(99) * 0.002 / 0.05), atol=0.02)
 
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neurofuse.errors import NeurofuseError, RecordingError
 from neurofuse.jitters.jitter import TRUTH_STEP_S, LagTruth
 from neurofuse.jitters.kinds import JITTERS, is_lag, parse_jitter
 from neurofuse.jitters.lag_laws import (
@@ -18,7 +19,7 @@ from neurofuse.jitters.lag_laws import (
     draw_truth,
     move_clock,
 )
-from neurofuse.recording import Movement, NeurofuseError, Recording, RecordingError, Signal, Spikes
+from neurofuse.recording import Movement, Recording, Signal, Spikes
 
 EVERY_LAW = [
     NoLag(),
@@ -290,7 +291,7 @@ def test_agreeing_clocks_need_no_level():
         ("lag:big", r"jitter 'lag:big' has no level; write lag:LEVEL"),
         ("skew:nan", r"write skew:LEVEL with a number in ppm, such as skew:30"),
         ("offset:inf", r"write offset:LEVEL with a number in s"),
-        ("walk:-0.1", "'walk': the level is a size in s and cannot be -0.1; give zero or more"),
+        ("walk:-0.1", "'walk:-0.1': the level is a size in s and cannot be negative; give zero or more"),
     ],
 )
 def test_an_error_shows_how_to_write_a_law(text, message):
@@ -301,8 +302,8 @@ def test_an_error_shows_how_to_write_a_law(text, message):
 def test_the_reference_and_unknown_clocks_cannot_be_moved():
     with pytest.raises(RecordingError, match=r"'ref' is the reference clock.*move one of \['late'\]"):
         move_clock(two_clocks(stop_s=10), "ref", Offset(0.1), rng=rng())
-    alone = Recording("r", "ref", (two_clocks(stop_s=10)["still"],))
+    one_clock = Recording("r", "ref", (two_clocks(stop_s=10)["still"],))
     with pytest.raises(RecordingError, match=r"move one of a second clock \(see split_units\)"):
-        move_clock(alone, "ref", Offset(0.1), rng=rng())
+        move_clock(one_clock, "ref", Offset(0.1), rng=rng())
     with pytest.raises(RecordingError, match=r"has no clock 'gps'; it has \['ref', 'late'\]"):
         move_clock(two_clocks(stop_s=10), "gps", Offset(0.1), rng=rng())

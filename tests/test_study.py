@@ -16,8 +16,9 @@ import xarray as xr
 from neurofuse.cli import main
 from neurofuse.config import DecodeConfig, StudyConfig
 from neurofuse.decode import fit_and_evaluate
+from neurofuse.errors import NeurofuseError
 from neurofuse.prepare import Generators, clean_recording, prepare_recording
-from neurofuse.recording import NeurofuseError, Recording
+from neurofuse.recording import Recording
 from neurofuse.report.save import save_thresholds
 from neurofuse.scores import r2_per_axis
 from neurofuse.simulation import SimulationConfig, simulate
@@ -332,7 +333,7 @@ def test_a_folder_of_another_study_is_refused_and_the_same_is_resumed(two, tmp_p
 
 
 def test_a_scheduler_that_is_not_there_leaves_nothing(two, tmp_path):
-    with pytest.raises(NeurofuseError, match="no Dask scheduler answers at 'nowhere'"):
+    with pytest.raises(NeurofuseError, match="there is no Dask scheduler at 'nowhere'"):
         run_study(two, config=CHEAP, scheduler="nowhere", out=tmp_path / "deep" / "out")
     assert list(tmp_path.iterdir()) == []
 

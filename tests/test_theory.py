@@ -8,7 +8,7 @@ from scipy.integrate import quad
 from scipy.stats import multivariate_normal, norm
 
 from neurofuse import theory
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
 
 BAND = {"bandwidth_hz": 10.0, "window_s": 4.0, "range_s": 1.0}
 few = settings(max_examples=30, deadline=None)

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from neurofuse.errors import NeurofuseError
 from neurofuse.nets.fit import Callback
-from neurofuse.recording import FloatArray, NeurofuseError
+from neurofuse.recording import FloatArray
 from neurofuse.windows import Batch
 
 Balance = Literal["none", "ogm-ge"]
@@ -230,7 +231,7 @@ class ClockLosses(Callback[Sample]):
     ----------
     clocks : sequence of str
     loss : callable
-        Mean loss with some clocks, given by their numbers, alone.
+        Mean loss with some clocks, given by their numbers, and no other.
     """
 
     def __init__(self, clocks: Sequence[str], loss: Callable[[list[int]], float]) -> None:
@@ -247,3 +248,42 @@ class ClockLosses(Callback[Sample]):
         return {f"only/{c}": x for c, x in zip(self.clocks, only, strict=True)} | {
             f"without/{c}": x for c, x in zip(self.clocks, without, strict=True)
         }
+
+
+def clock_callbacks(
+    balance: Balance,
+    network: nn.Module,
+    sizes: dict[str, int],
+    loss: Callable[[Batch, np.ndarray], Tensor],
+    loss_with: Callable[[list[int]], float],
+    *,
+    seed: int,
+) -> list[Callback[Sample]]:
+    """Callbacks that score clocks one by one, and balance them; none for a single clock.
+
+    Parameters
+    ----------
+    balance : "none" or "ogm-ge"
+    network : nn.Module
+    sizes : dict of clock -> int
+        Features of each.
+    loss : callable
+        Of windows and their movement.
+    loss_with : callable
+        Mean validation loss with some clocks, given by their numbers, and no other.
+    seed : int
+
+    Raises
+    ------
+    NeurofuseError
+        If the network has no encoders of single clocks, and they are to be balanced.
+    """
+    if len(sizes) < 2:
+        return []
+    scores: list[Callback[Sample]] = [ClockLosses(list(sizes), loss_with)]
+    if balance == "none":
+        return scores
+    parts = clock_parts(network, list(sizes.values()))
+    if not parts:
+        raise NeurofuseError("this decoder has no encoders of single clocks to slow; choose balance 'none'.")
+    return [*scores, OGMGE(network, parts, list(sizes), loss, seed=seed)]

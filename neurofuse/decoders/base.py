@@ -1,4 +1,4 @@
-"""In: training windows. Out: a decoder. The interface that every decoder implements, and how it is kept on disk.
+"""In: training windows. Out: a decoder. The interface that every decoder implements.
 
 `fit(X, y=None)`, `predict(X)`, `score(X, y=None)` follow scikit-learn, with `Windows` as X and movement of
 shape (n_windows, n_steps, n_axes) as y, by default the windows' own. `decode(X)` returns the movement
@@ -9,20 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from sklearn.metrics import r2_score
 
 from neurofuse.decoders.checkpoint import Checkpointed
 from neurofuse.decoders.scale import Scale, scales_of
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
 from neurofuse.windows import Windows
 
 # Share of the training windows held back, in time order, when no validation windows are given.
-HELD_BACK = 0.15
+VALIDATION_SHARE = 0.15
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,6 @@ class Decoder(Checkpointed):
     under names that end in `_`.
     """
 
-    name = ""
     # Reads a folder written by `save_pretrained`; `neurofuse.decoders.registry` puts `load_decoder` here, for it
     # imports every decoder and this module imports none.
     from_pretrained: ClassVar[Callable[[str | Path], Decoder]]
@@ -107,7 +105,7 @@ class Decoder(Checkpointed):
     ) -> tuple[Windows, np.ndarray, Windows, np.ndarray]:
         """Training windows, their movement, validation windows, their movement.
 
-        Without validation windows the last `HELD_BACK` of the training windows are taken.
+        Without validation windows the last `VALIDATION_SHARE` of the training windows are taken.
         """
         target = self.target_of(X, y)
         if len(X) == 0:
@@ -185,21 +183,6 @@ class Decoder(Checkpointed):
         known = np.isfinite(target).all(axis=-1)
         return float(r2_score(target[known], movement[known], multioutput="uniform_average"))
 
-    @classmethod
-    def options(cls) -> dict[str, Any]:
-        """Its settings and their defaults by name, those of the classes that it extends among them."""
-        return {
-            name: p.default
-            for kind in reversed(cls.__mro__)
-            if issubclass(kind, Decoder) and "__init__" in vars(kind)
-            for name, p in sorted(signature(vars(kind)["__init__"]).parameters.items())
-            if p.kind is Parameter.KEYWORD_ONLY
-        }
-
-    @classmethod
-    def _get_param_names(cls) -> list[str]:
-        return sorted(cls.options())  # scikit-learn's own reads one __init__ only
-
 
 def _check_type(X: object) -> None:
     if not isinstance(X, Windows):
@@ -211,7 +194,7 @@ def _check_type(X: object) -> None:
 
 def hold_back(X: Windows, target: np.ndarray) -> tuple[Windows, Windows, np.ndarray, np.ndarray]:
     """Keep the last windows for validation; those whose context reaches into them are not trained on."""
-    edge = X.first[int((1 - HELD_BACK) * (len(X) - 1))]
+    edge = X.first[int((1 - VALIDATION_SHARE) * (len(X) - 1))]
     train = np.flatnonzero(X.first + X.n_steps + X.reach <= edge)
     check = np.flatnonzero(X.first >= edge)
     if train.size == 0:

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from importlib.metadata import version
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from neurofuse.decoders.scale import Scale
+from neurofuse.errors import NeurofuseError
 from neurofuse.html import card as html_card
-from neurofuse.recording import NeurofuseError
 
-LAYOUT = "neurofuse-decoder-2"
+CHECKPOINT_LAYOUT = "neurofuse-decoder-2"
 # How a decoder was run, not what it is: left out of a checkpoint, which may be read on another machine.
 NOT_KEPT = ("device", "progress")
-# Sizes and names that `Decoder.learn_scales` sets beside the scales.
+# Sizes and names that `Decoder.learn_scales` sets together with the scales.
 LEARNED = ("features", "clocks", "n_axes", "token_s", "max_lag")
 
 
@@ -49,7 +50,7 @@ def write_checkpoint(
     try:
         save_file({k: np.ascontiguousarray(v) for k, v in state.items()}, partial / "weights.safetensors")
         (partial / "config.json").write_text(
-            json.dumps({"layout": LAYOUT} | config, indent=2), encoding="utf-8"
+            json.dumps({"layout": CHECKPOINT_LAYOUT} | config, indent=2), encoding="utf-8"
         )
         (partial / "README.md").write_text(card, encoding="utf-8")
         partial.chmod(0o755)
@@ -87,13 +88,13 @@ def read_checkpoint(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.nd
             f"'{folder}' was written by an earlier version of neurofuse, whose weights have other names; fit the "
             "decoder again with `neurofuse decode`."
         )
-    if layout != LAYOUT:
-        raise NeurofuseError(f"'{folder}' has the layout {layout!r}, not {LAYOUT!r}.")
+    if layout != CHECKPOINT_LAYOUT:
+        raise NeurofuseError(f"'{folder}' has the layout {layout!r}, not {CHECKPOINT_LAYOUT!r}.")
     return config, state
 
 
 class Checkpointed(BaseEstimator):
-    """The part of `Decoder` that is about disk and notebooks."""
+    """The part of `Decoder` that is about its settings, its checkpoint, and how a notebook shows it."""
 
     name = ""
     features_: list[list[str]]
@@ -103,6 +104,21 @@ class Checkpointed(BaseEstimator):
     max_lag_: int
     input_scales_: list[Scale]
     movement_scale_: Scale
+
+    @classmethod
+    def options(cls) -> dict[str, Any]:
+        """Its settings and their defaults by name, those of the classes that it extends among them."""
+        return {
+            name: p.default
+            for kind in reversed(cls.__mro__)
+            if issubclass(kind, Checkpointed) and "__init__" in vars(kind)
+            for name, p in sorted(signature(vars(kind)["__init__"]).parameters.items())
+            if p.kind is Parameter.KEYWORD_ONLY
+        }
+
+    @classmethod
+    def _get_param_names(cls) -> list[str]:
+        return sorted(cls.options())  # scikit-learn's own reads one __init__ only
 
     def state(self) -> dict[str, np.ndarray]:
         """What was learned, arrays by name; settings and scales are kept without it."""
@@ -126,6 +142,11 @@ class Checkpointed(BaseEstimator):
             "parameters": {k: v for k, v in self.get_params().items() if k not in NOT_KEPT},
         } | {name: getattr(self, f"{name}_") for name in LEARNED}
         return write_checkpoint(folder, config, state, card or self._model_card())
+
+    def copy_scales(self, other: Checkpointed) -> None:
+        """Take over scales and sizes of a decoder that was fitted on the same windows."""
+        for name in (*(f"{x}_" for x in LEARNED), "input_scales_", "movement_scale_"):
+            setattr(self, name, getattr(other, name))
 
     def restore_checkpoint(self, config: dict[str, Any], state: dict[str, np.ndarray]) -> None:
         """Take over what a checkpoint holds; the settings are given already."""

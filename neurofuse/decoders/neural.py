@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,21 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from neurofuse.decoders.balance import (
-    OGMGE,
     Balance,
-    ClockLosses,
     Sample,
     check_balance,
-    clock_parts,
+    clock_callbacks,
     drop_clocks,
     keep_only,
 )
 from neurofuse.decoders.base import Decoder, Prediction
 from neurofuse.decoders.scale import standard
 from neurofuse.nets.device import check_device
-from neurofuse.nets.fit import Callback, fit_network
+from neurofuse.nets.fit import fit_network
 from neurofuse.nets.seeding import new_network, seeded
-from neurofuse.recording import NeurofuseError
 from neurofuse.windows import Batch, Windows
 
 # Windows decoded at once; bounds memory, does not change numbers.
@@ -49,16 +47,12 @@ class TorchDecoder(Decoder):
         trained with it can decode where a stream fails. Nothing happens with a single clock.
     balance : "none" or "ogm-ge"
         Slow the encoder of a clock that is ahead; see `update_scales`.
-    n_steps : int
-        Most gradient steps taken.
-    batch_size : int
-        Windows per step.
+    n_steps, batch_size : int
+        Most gradient steps taken, and windows per step.
     learning_rate, weight_decay : float
         Of AdamW; the rate warms up, then falls along a cosine.
-    patience : int
-        Validation checks without improvement before stopping.
-    check_every : int
-        Steps between validation checks.
+    patience, check_every : int
+        Validation checks without improvement before stopping, and gradient steps between checks.
     causal : bool
         Decode from the past alone.
     seed : int
@@ -111,7 +105,7 @@ class TorchDecoder(Decoder):
     # What a subclass defines.
 
     def build_network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> nn.Module:
-        """The network, on the CPU; `initialise` says how its weights are then drawn.
+        """The network, on the CPU; its weights are then drawn by `initialise`.
 
         Parameters
         ----------
@@ -164,8 +158,8 @@ class TorchDecoder(Decoder):
             In the unit of the movement; NaN where unknown.
         """
         movement, readout = self.network_(*self.network_inputs(batch))
-        scaled = (target - self.movement_scale_.mean) / self.movement_scale_.std
-        true = torch.as_tensor(scaled, dtype=torch.float32, device=movement.device)
+        scaled = self.movement_scale_.to_standard(target).astype(np.float32)
+        true = torch.as_tensor(scaled, device=movement.device)
         # Movement cannot be decoded from a stream of another window.
         mismatched = torch.as_tensor(np.isinf(batch.lag).any(axis=(1, 2)), device=movement.device)
         known = torch.isfinite(true) & ~mismatched[:, None, None]
@@ -227,6 +221,9 @@ class TorchDecoder(Decoder):
         def loss(sample: Sample) -> Tensor:
             return self.loss(drop_clocks(sample[0], self.modality_dropout, rng), sample[1])
 
+        sizes = {c: len(f) for c, f in zip(self.clocks_, self.features_, strict=True)}
+        few = spread_over(validation, N_CLOCK_SCORED)
+        few_loss = partial(self._mean_loss, validation[few], validation_target[few])
         self.history_ = fit_network(
             self.network_,
             draw=draw,
@@ -240,38 +237,22 @@ class TorchDecoder(Decoder):
             weight_decay=self.weight_decay,
             patience=self.patience,
             check_every=self.check_every,
-            callbacks=self._callbacks(validation, validation_target),
+            callbacks=clock_callbacks(
+                self.balance, self.network_, sizes, self.loss, few_loss, seed=self.seed
+            ),
             title=f"train {self.name}",
             progress=self.progress,
         )
 
-    def _callbacks(self, validation: Windows, target: np.ndarray) -> list[Callback[Sample]]:
-        if len(self.clocks_) < 2:
-            return []
-        some = spread_over(validation, N_CLOCK_SCORED)
-        few, own = validation[some], target[some]
-        out: list[Callback[Sample]] = [
-            ClockLosses(self.clocks_, lambda only: self._mean_loss(few, own, only))
-        ]
-        if self.balance == "none":
-            return out
-        parts = clock_parts(self.network_, [len(f) for f in self.features_])
-        if not parts:
-            raise NeurofuseError(
-                f"'{self.name}' has no encoders of single clocks to slow; choose balance 'none'."
-            )
-        return [*out, OGMGE(self.network_, parts, self.clocks_, self.loss, seed=self.seed)]
-
     @torch.no_grad()
     def _mean_loss(self, X: Windows, target: np.ndarray, only: Collection[int] | None = None) -> float:
         """Of windows as they are, or with some clocks only."""
-        starts = range(0, len(X), DECODE_BATCH)
-        losses = []
-        for k in starts:
-            batch = X.batch(slice(k, k + DECODE_BATCH))
-            shown = batch if only is None else keep_only(batch, only)
-            losses.append(float(self.loss(shown, target[k : k + DECODE_BATCH])))
-        return float(np.average(losses, weights=[min(DECODE_BATCH, len(X) - k) for k in starts]))
+        losses, sizes = [], []
+        for k in range(0, len(X), DECODE_BATCH):
+            batch, true = X.batch(slice(k, k + DECODE_BATCH)), target[k : k + DECODE_BATCH]
+            losses.append(float(self.loss(batch if only is None else keep_only(batch, only), true)))
+            sizes.append(len(true))
+        return float(np.average(losses, weights=sizes))
 
     def decode(self, X: Windows) -> Prediction:
         """Movement and lag posteriors of some windows."""
@@ -288,7 +269,7 @@ class TorchDecoder(Decoder):
             part = X[k : k + DECODE_BATCH]
             inputs = self.network_inputs(part.batch(slice(None)))
             scaled, readout = self.network_(*inputs, *(more(part) if more else ()))
-            movement.append(scaled.cpu().numpy() * self.movement_scale_.std + self.movement_scale_.mean)
+            movement.append(self.movement_scale_.from_standard(scaled.cpu().numpy()))
             for clock, found in zip(self.clocks_[1:], self.lag_readout(readout), strict=False):
                 lags.setdefault(clock, []).append([x.cpu().numpy() for x in found])
         posterior, path, p_matched = (

@@ -8,40 +8,18 @@ A package that defines decoders lists them among its entry points, and they are 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import entry_points
-from inspect import Parameter, signature
-from math import inf
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
 
-from neurofuse.decoders.align_first import AlignEarlyDecoder, AlignRidgeDecoder
-from neurofuse.decoders.autoregressive import AutoregressiveDecoder
 from neurofuse.decoders.base import Decoder
+from neurofuse.decoders.built_in import BUILT_IN
 from neurofuse.decoders.checkpoint import read_checkpoint
-from neurofuse.decoders.classical import KalmanDecoder, WienerCascadeDecoder
-from neurofuse.decoders.early import EarlyAttentionDecoder, EarlyDecoder, EarlyMLPDecoder, GRUDecoder
-from neurofuse.decoders.late import LateDecoder, LateVarianceDecoder, LFPDecoder, SpikesDecoder
-from neurofuse.decoders.perceiver import PerceiverDecoder
-from neurofuse.decoders.ridge import RidgeDecoder
-from neurofuse.decoders.tracked import (  # fmt: skip
-    BidirectionalSoftmaxDecoder,
-    ConstantDecoder,
-    OracleDecoder,
-    SoftmaxDecoder,
-    TrackedDecoder,
-)
-from neurofuse.recording import NeurofuseError
+from neurofuse.decoders.options import check_class, check_value
+from neurofuse.errors import NeurofuseError
+from neurofuse.extensions import from_packages, same_definition
 
-BUILT_IN: tuple[type[Decoder], ...] = (
-    TrackedDecoder, ConstantDecoder, SoftmaxDecoder, BidirectionalSoftmaxDecoder, OracleDecoder,
-    AutoregressiveDecoder, PerceiverDecoder, EarlyDecoder, EarlyMLPDecoder, EarlyAttentionDecoder, GRUDecoder,
-    LateDecoder, LateVarianceDecoder, SpikesDecoder, LFPDecoder, RidgeDecoder, WienerCascadeDecoder, KalmanDecoder,
-    AlignRidgeDecoder, AlignEarlyDecoder,
-)  # fmt: skip
 # Registered so far; those of installed packages join at the first call of `decoder_classes`.
 DECODERS: dict[str, type[Decoder]] = {kind.name: kind for kind in BUILT_IN}
 D = TypeVar("D", bound=type[Decoder])
@@ -56,10 +34,10 @@ def register_decoder(cls: D) -> D:
         If it is not a subclass of `Decoder`, its name is taken, or its settings are not keyword-only with a default,
         stored as given.
     """
-    _check_class(cls)
+    check_class(cls)
     known = DECODERS.get(cls.name, cls)
     # A class that is defined again, as in a notebook, replaces itself.
-    if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+    if not same_definition(known, cls):
         raise NeurofuseError(
             f"the name '{cls.name}' is taken by {known.__module__}.{known.__qualname__}; give {cls.__name__} another."
         )
@@ -111,12 +89,12 @@ def make_decoder(name: str, **options: Any) -> Decoder:
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that a decoder does not have, or whose values are unlike their defaults.
+    """Refuse options that a decoder does not have, or whose values make no sense.
 
     Raises
     ------
     NeurofuseError
-        If there is no such decoder or option, or a value makes no sense.
+        If there is no such decoder or option, or a value is unlike the option's default.
     """
     known = options_of(name)
     for option, value in options.items():
@@ -124,27 +102,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
             raise NeurofuseError(
                 f"decoder '{name}' has no option '{option}'; it has {', '.join(sorted(known))}."
             )
-        if problem := _misfit(option, value, known[option]):
-            raise NeurofuseError(f"decoder '{name}': {option} must be {problem}, got {value!r}.")
-
-
-def _misfit(option: str, value: Any, default: Any) -> str:
-    """What a value should be, judged by the default of its option; empty if it is that."""
-    if value is None or default is Parameter.empty or value == default:
-        return ""
-    if isinstance(default, bool):
-        return "" if isinstance(value, bool) else "True or False"
-    if isinstance(default, int):
-        least = 0 if option == "seed" else 1
-        whole = isinstance(value, Integral) and not isinstance(value, bool) and value >= least
-        return "" if whole else "a whole number of zero or more" if least == 0 else "a positive whole number"
-    if isinstance(default, str):
-        return "" if isinstance(value, str) else "a word"
-    many = list(value) if isinstance(default, (tuple, list)) and isinstance(value, (tuple, list)) else [value]
-    if isinstance(default, (tuple, list)) and not (isinstance(value, (tuple, list)) and many):
-        return "several numbers, such as (1, 4)"
-    fits = all(isinstance(x, Real) and not isinstance(x, bool) and 0 <= x < inf for x in many)
-    return "" if fits else "a number of zero or more" if len(many) == 1 else "numbers of zero or more"
+        check_value(DECODERS[name], option, value)
 
 
 def load_decoder(folder: str | Path) -> Decoder:
@@ -175,39 +133,5 @@ Decoder.from_pretrained = staticmethod(load_decoder)
 
 @cache
 def _installed() -> tuple[type[Decoder], ...]:
-    """Classes that installed packages list, loaded once; one that fails is left out with a warning."""
-    found = []
-    for point in entry_points(group="neurofuse.decoders"):
-        try:
-            found.append(register_decoder(point.load()))
-        except Exception as error:
-            package = point.dist.name if point.dist else point.value
-            warnings.warn(
-                f"decoder '{point.name}' of the package '{package}' is left out: {error}", stacklevel=3
-            )
-    return tuple(found)
-
-
-def _check_class(cls: Any) -> None:
-    """Refuse classes that could not be built by name, cloned or read from disk."""
-    if not (isinstance(cls, type) and issubclass(cls, Decoder)):
-        raise NeurofuseError(f"{getattr(cls, '__name__', cls)!r} is not a subclass of neurofuse.Decoder.")
-    if not (isinstance(cls.name, str) and cls.name):
-        raise NeurofuseError(f"{cls.__name__} has no name; set its class attribute `name` to a word.")
-    own = list(signature(cls.__init__).parameters.values())[1:] if cls.__init__ is not object.__init__ else []
-    own = [p for p in own if p.kind is not Parameter.VAR_KEYWORD]
-    for p in own:
-        if p.kind is not Parameter.KEYWORD_ONLY or p.default is Parameter.empty:
-            raise NeurofuseError(
-                f"{cls.__name__}: the setting '{p.name}' must be keyword-only and have a default."
-            )
-    made = cls()
-    for p in own:
-        if getattr(made, p.name, Parameter.empty) is not p.default:
-            raise NeurofuseError(f"{cls.__name__} must store its setting as given: self.{p.name} = {p.name}.")
-    try:
-        cls(**made.get_params())
-    except (TypeError, AttributeError) as error:
-        raise NeurofuseError(
-            f"{cls.__name__} must pass the settings of the class it extends on to it, as **more ({error})."
-        ) from None
+    """Classes that installed packages list, loaded once."""
+    return tuple(from_packages("neurofuse.decoders", "decoder", register_decoder))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
 from neurofuse.windows import Batch, Windows
 
 
@@ -24,6 +24,14 @@ class Scale:
         rows = rows.astype(np.float64)
         std = rows.std(axis=0)
         return cls(rows.mean(axis=0).astype(np.float32), np.where(std > 1e-12, std, 1.0).astype(np.float32))
+
+    def to_standard(self, x: np.ndarray) -> np.ndarray:
+        """In standard units; features or axes are the last dimension."""
+        return (x - self.mean) / self.std
+
+    def from_standard(self, x: np.ndarray) -> np.ndarray:
+        """Inverse of `to_standard`."""
+        return x * self.std + self.mean
 
 
 def scales_of(X: Windows) -> list[Scale]:
@@ -47,6 +55,6 @@ def scales_of(X: Windows) -> list[Scale]:
 def standard(batch: Batch, scales: Sequence[Scale]) -> list[np.ndarray]:
     """Tokens of every clock in standard units, zero where absent; float32, shape (B, W, n_features) each."""
     return [
-        ((x - s.mean) / s.std * p[..., None]).astype(np.float32)
+        (s.to_standard(x) * p[..., None]).astype(np.float32)
         for x, p, s in zip(batch.values, batch.present, scales, strict=True)
     ]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from neurofuse.decoders.base import LagRates, Prediction, hold_back
 from neurofuse.decoders.late import StreamDecoder
 from neurofuse.decoders.neural import DECODE_BATCH, TorchDecoder, spread_over
+from neurofuse.errors import NeurofuseError
 from neurofuse.lag.attention import LagAttention, LagModel
 from neurofuse.lag.banded import band_read
 from neurofuse.lag.calibration import calibrate
@@ -28,7 +29,6 @@ from neurofuse.lag.losses import alignment_losses, mismatch_some, recognition_lo
 from neurofuse.lag.session import track_lags
 from neurofuse.nets.device import check_device
 from neurofuse.nets.encoders import MovementHead, StreamEncoder, encode
-from neurofuse.recording import NeurofuseError
 from neurofuse.windows import EDGE_TOKENS, Batch, Windows, filled
 
 # Validation windows to calibrate on, and lags drawn for each.
@@ -42,7 +42,7 @@ UNIMODAL_SHARE = 0.5
 
 @dataclass
 class LagReadout:
-    """What one pass of the network gives losses and figures beside movement: one entry per clock but the anchor."""
+    """Intermediate results of one pass, for losses and figures: one entry per clock but the anchor."""
 
     # Of the window's tokens; the mean over heads where heads differ.
     posteriors: list[LagPosterior]
@@ -263,7 +263,7 @@ class TrackedDecoder(TorchDecoder):
     bidirectional : bool
         Add to the other clock's tokens what they read of the anchor's, through the same posterior. Not causal.
     align_weight : float
-        Weight of the alignment loss beside the movement loss; see `alignment_loss`. With 0 the lag is learned from
+        Weight of the alignment loss, added to the movement loss; see `alignment_loss`. With 0 the lag is learned from
         the movement loss alone.
     unimodal : bool
         Also train a network on each clock by itself. Its prediction replaces that of the fusion where all other clocks

@@ -19,15 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from neurofuse.recording import (
-    FloatArray,
-    IntArray,
-    NeurofuseError,
-    Recording,
-    Signal,
-    Spikes,
-    Stream,
-)
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import FloatArray, IntArray, Recording, Signal, Spikes, Stream
 
 TimeMap = Callable[[FloatArray], FloatArray]
 
@@ -274,13 +267,11 @@ class Jitter:
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.level):
-            raise NeurofuseError(
-                f"jitter '{self.kind}': the level cannot be {self.level:g}; give a finite number."
-            )
+            raise NeurofuseError(f"jitter '{self.kind}:{self.level:g}': the level must be a finite number.")
         if self.level < 0 and not self.signed:
             size = "a size" if self.unit == "1" else f"a size in {self.unit}"
             raise NeurofuseError(
-                f"jitter '{self.kind}': the level is {size} and cannot be {self.level:g}; give zero or more."
+                f"jitter '{self.kind}:{self.level:g}': the level is {size} and cannot be negative; give zero or more."
             )
 
     def targets(self, recording: Recording) -> tuple[str, ...]:

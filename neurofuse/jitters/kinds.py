@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from dataclasses import fields
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
+from neurofuse.errors import NeurofuseError
+from neurofuse.extensions import from_packages, same_definition
 from neurofuse.jitters.dropped_samples import HiddenDrops, MarkedDrops
 from neurofuse.jitters.jitter import Jitter, compose
 from neurofuse.jitters.lag_laws import (
@@ -55,7 +55,6 @@ from neurofuse.jitters.spikes import (
     Quantise,
     UniformSpikes,
 )
-from neurofuse.recording import NeurofuseError
 
 GROUP = "neurofuse.jitters"
 ACTS_ON = ("spikes", "lfp", "clock")
@@ -130,7 +129,7 @@ def register_jitter(jitter: J) -> J:
     """
     _check(jitter)
     other = JITTERS.get(jitter.kind, jitter)
-    if (other.__module__, other.__qualname__) != (jitter.__module__, jitter.__qualname__):
+    if not same_definition(other, jitter):
         raise NeurofuseError(
             f"{jitter.__qualname__} has the kind '{jitter.kind}', which is that of {other.__module__}."
             f"{other.__qualname__}; choose another kind."
@@ -165,19 +164,8 @@ def _check(jitter: type[Jitter]) -> None:
 
 @cache
 def _add_installed() -> None:
-    """Add the jitters of installed packages, once per process; a broken one gives a warning."""
-    for entry in entry_points(group=GROUP):
-        try:
-            jitter = register_jitter(entry.load())
-        except Exception as error:
-            package = entry.dist.name if entry.dist is not None else entry.value
-            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            warnings.warn(
-                f"jitter '{entry.name}' of the installed package '{package}' was left out: {reason}.",
-                stacklevel=2,
-            )
-        else:
-            _INSTALLED.add(jitter.kind)
+    """Add the jitters of installed packages, once per process."""
+    _INSTALLED.update(jitter.kind for jitter in from_packages(GROUP, "jitter", register_jitter))
 
 
 def find_jitters() -> dict[str, type[Jitter]]:
@@ -257,11 +245,13 @@ def parse_lag(text: str) -> LagJitter:
     NeurofuseError
         If the text cannot be read, or is another kind of jitter.
     """
-    jitter = parse_jitter(text)
+    kind = text.partition(":")[0].strip()
+    jitter = parse_jitter(text) if is_lag(kind) else None
     if not isinstance(jitter, LagJitter):
-        raise NeurofuseError(
-            f"jitter '{text}' is no lag law; choose one of {', '.join(k for k in JITTERS if is_lag(k))}."
+        problem = (
+            f"jitter '{text}' is no lag law" if kind in JITTERS else f"unknown jitter '{kind}' in '{text}'"
         )
+        raise NeurofuseError(f"{problem}; choose one of {', '.join(k for k in JITTERS if is_lag(k))}.")
     return jitter
 
 

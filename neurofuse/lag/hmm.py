@@ -13,11 +13,11 @@ Log-likelihoods are summed over blocks of tokens and interpolated to a finer gri
 time step than the tokens and finds lags between them. Its cost is (blocks) * (lags), in a few vector operations per
 block: the recursion is one autograd function with an explicit backward pass, which saves no graph per block.
 
-Rates are physical at the outside (drift in s per root second, jumps per second) and relative to a grid of blocks and
-fine lags inside; `LagGrid` is the one place that converts.
+Rates are set and reported in physical units (drift in s per root second, jumps per second), and are relative to a grid
+of blocks and fine lags inside the HMM; `LagGrid` is the one place that converts.
 
-Dimensions beside those of `banded.py`: R direction in time, M matched (0) or unmatched (1), G fine lag, K step of the
-drift, P probability of a jump, of the end of a match, and of its return.
+Dimensions in addition to those of `banded.py`: R direction in time, M matched (0) or unmatched (1), G fine lag, K step
+of the drift, P probability of a jump, of the end of a match, and of its return.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neurofuse.errors import NeurofuseError
 from neurofuse.lag.banded import cubic_taps
-from neurofuse.recording import NeurofuseError
 
 # Drift is a step of at most so many fine lags per block.
 REACH = 6
@@ -44,7 +44,7 @@ SLAB = 32
 # With so few states at most, one matrix over all of them is faster still.
 MOST_DENSE = 256
 # Where learning starts without a given prior: a lag drifts by so many tokens per block, jumps once in a hundred blocks,
-# and a match is lost or regained as rarely.
+# and a match ends or begins again as rarely.
 START_DRIFT = 0.3
 START_JUMP = 0.01
 START_UNMATCH = 0.005

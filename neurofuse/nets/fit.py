@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Generic, TypeVar
@@ -16,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from tqdm.auto import tqdm
+
+from neurofuse.nets.progress import progress_bar
 
 T = TypeVar("T")
 # Gradients longer than this are shortened to it.
@@ -28,9 +28,7 @@ def warm_cosine(optimizer: torch.optim.Optimizer, n_steps: int) -> LRScheduler:
     n_warm = max(1, n_steps // 20)
     return LambdaLR(
         optimizer,
-        lambda step: min(
-            (step + 1) / n_warm, 0.5 * (1 + math.cos(math.pi * min(step / n_steps, 1.0))) + 0.01
-        ),
+        lambda k: min((k + 1) / n_warm, 0.5 * (1 + math.cos(math.pi * min(k / n_steps, 1.0))) + 0.01),
     )
 
 
@@ -67,8 +65,6 @@ def fit_network(
     progress: bool = False,
 ) -> dict[str, list[float]]:
     """Train by AdamW; stop early; leave the network in evaluation mode with the weights of its best check.
-
-    Layers that draw from torch's global generators are reproducible if the call stands in a `seeded` block.
 
     Parameters
     ----------
@@ -107,7 +103,7 @@ def fit_network(
     history: dict[str, list[float]] = {}
     recent: list[float] = []
     rows = shuffled(n_rows, batch_size, rng)
-    with progress_bar(n_steps, title, progress) as bar:
+    with progress_bar(n_steps, title, shown=progress) as bar:
         for step in range(1, n_steps + 1):
             batch = draw(next(rows))
             network.train()
@@ -157,21 +153,8 @@ def shuffled(n_rows: int, batch_size: int, rng: np.random.Generator) -> Iterator
         order = order[batch_size:]
 
 
-def progress_bar(n_steps: int, title: str, shown: bool) -> tqdm:
-    """A bar of gradient steps on stderr; a log file gets a line now and then, a terminal a moving bar."""
-    terminal = sys.stderr.isatty()
-    return tqdm(
-        total=n_steps,
-        desc=title,
-        unit="step",
-        file=sys.stderr,
-        disable=not shown,
-        mininterval=0.1 if terminal else 20.0,
-        maxinterval=0.1 if terminal else 60.0,
-    )
-
-
 def _decay_groups(network: nn.Module, weight_decay: float, decay_all: bool) -> list[dict]:
-    decayed = [p for p in network.parameters() if decay_all or p.ndim >= 2]
-    others = [p for p in network.parameters() if not (decay_all or p.ndim >= 2)]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups: dict[float, list[nn.Parameter]] = {weight_decay: [], 0.0: []}
+    for p in network.parameters():
+        groups[weight_decay if decay_all or p.ndim >= 2 else 0.0].append(p)
+    return [{"params": own, "weight_decay": decay} for decay, own in groups.items()]

@@ -15,7 +15,7 @@ from neurofuse.nets.encoders import initialise, set_dropout_generator
 def seeded(seed: int, device: str = "cpu") -> Iterator[None]:
     """Seed torch's global generators, of the CPU and of `device`, inside the block; restore them after it.
 
-    Layers that draw from the global generators (`nn.Dropout`, constructors) are reproducible inside.
+    Construction and training of layers that draw from them, such as `nn.Dropout`, are reproducible inside.
     """
     on = torch.device(device)
     gpus = [torch.cuda.current_device() if on.index is None else on.index] if on.type == "cuda" else []

@@ -14,7 +14,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,12 +25,12 @@ import xarray as xr
 from threadpoolctl import threadpool_limits
 
 from neurofuse.attention_maps import attention_scores
-from neurofuse.config import StudyConfig
+from neurofuse.config import FeatureConfig, StudyConfig
 from neurofuse.decode import Evaluation, build_decoder, evaluate, fit_and_evaluate
 from neurofuse.decoders.base import Decoder
-from neurofuse.features import FeatureConfig
+from neurofuse.decoders.registry import register_decoder
 from neurofuse.jitters.jitter import Jitter
-from neurofuse.jitters.kinds import parse_jitter
+from neurofuse.jitters.kinds import parse_jitter, register_jitter
 from neurofuse.jitters.lag_laws import LagJitter
 from neurofuse.nets.device import use_threads
 from neurofuse.prepare import Tokenized, lfp_features_of, tokens_of, windows_of, with_two_clocks
@@ -58,6 +58,15 @@ def generator(config: StudyConfig, *coordinates: object) -> np.random.Generator:
     text = json.dumps([config.seed, *coordinates]).encode()
     words = np.frombuffer(hashlib.sha256(text).digest(), dtype="<u4")
     return np.random.default_rng(np.random.SeedSequence(words.tolist()))
+
+
+def install(extensions: Sequence[type]) -> None:
+    """Register decoders and jitters in a worker process, as they are registered in the process of the study."""
+    for kind in extensions:
+        if issubclass(kind, Decoder):
+            register_decoder(kind)
+        elif issubclass(kind, Jitter):
+            register_jitter(kind)
 
 
 def run_task(context: dict[str, Any], coordinates: dict[str, Any]) -> dict[str, Any]:

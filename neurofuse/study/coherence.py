@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from neurofuse.recording import FloatArray, NeurofuseError
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import FloatArray
 from neurofuse.theory.critical import Criterion, critical_correlation
 from neurofuse.tokens import ClockTokens, Tokens
 
@@ -28,7 +29,7 @@ SHRINKAGE = 0.02
 # Length of the segments of which spectra are estimated, seconds: 0.5 Hz resolution.
 SEGMENT_S = 2.0
 # Mismatched pairings of segments, which estimate the coherence expected by chance.
-N_MISMATCHED = 12
+N_SHIFTED = 12
 # A frequency counts where its coherence is this many standard errors above chance.
 N_ERRORS = 3.0
 # Ratio of successive levels at which the coherence is measured.
@@ -222,4 +223,4 @@ def _coherence(u: np.ndarray, v: np.ndarray) -> FloatArray:
 def _shifts(n_segments: int) -> np.ndarray:
     """Shifts by so many segments that simultaneous ones never overlap."""
     low = min(6, n_segments // 4)
-    return np.unique(np.linspace(low, max(n_segments - low, low), N_MISMATCHED).astype(int))
+    return np.unique(np.linspace(low, max(n_segments - low, low), N_SHIFTED).astype(int))

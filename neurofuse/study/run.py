@@ -20,8 +20,9 @@ import numpy as np
 import xarray as xr
 
 from neurofuse.config import FIXED, MAX_LAG_S, ORACLE, WINDOW_S, StudyConfig
+from neurofuse.decoders.registry import registered_decoders
 from neurofuse.errors import NeurofuseError
-from neurofuse.jitters.kinds import parse_jitter
+from neurofuse.jitters.kinds import parse_jitter, registered_jitters
 from neurofuse.jitters.lag_laws import LagJitter
 from neurofuse.prepare import check_names, check_reach, clean_recording, windows_of
 from neurofuse.recording import Recording
@@ -31,6 +32,7 @@ from neurofuse.study.cell import (
     at_level,
     digest,
     generator,
+    install,
     is_lag,
     of_kind,
     packed_recording,
@@ -45,7 +47,7 @@ from neurofuse.study.tasks import Record, Task, run_tasks
 from neurofuse.tokens import Tokens
 from neurofuse.variables import labelled
 
-LAYOUT = "neurofuse-study-1"
+STUDY_LAYOUT = "neurofuse-study-1"
 
 
 def run_study(
@@ -80,12 +82,12 @@ def run_study(
     -------
     Dataset, dims (model, kind, level, seed, protocol)
         `r2` (with axis), `hit_rate`, `mass_on_truth`, `anomaly_rate`, `flicker` (1/s), `entropy` (nat),
-        `coverage_90`, each the mean over the clocks searched, NaN for decoders that look for no lag; `seconds` of
+        `coverage_90`, each the mean over the clocks searched, NaN for decoders that search no lag; `seconds` of
         training (shared out where one training serves several cells) and test, the one thing that differs between
         runs; `status` ("ok", "failed", "quarantined", "missing") and why, `message`. `level` counts from 0, the
         least jitter first; `level_value` (kind, level) is in `level_unit` (kind), NaN where a kind has fewer levels;
         `predicted` (kind) is the critical level of theory (see `neurofuse.study.coherence`), NaN where there is none,
-        and `levels_from` says where levels came from.
+        and `levels_from` is where levels came from.
 
     Raises
     ------
@@ -106,7 +108,7 @@ def run_study(
         "maps": {kind: _map_levels(p) for kind, p in plans.items()},
     }
     settings = {
-        "layout": LAYOUT,
+        "layout": STUDY_LAYOUT,
         "version": version("neurofuse"),
         "recording": digest(ready),
         **context["config"],
@@ -120,6 +122,8 @@ def run_study(
             jobs=jobs,
             scheduler=scheduler,
             progress=progress,
+            extensions=(*registered_decoders(), *registered_jitters()),
+            install=install,
         )
         table = collect(config, plans, tasks, records, axes=ready.movement.axes if ready.movement else ())
         table.attrs |= {"recording": recording.name, "settings": json.dumps(settings)}
@@ -217,7 +221,7 @@ def _plan_levels(ready: Recording, content: bytes, config: StudyConfig) -> dict[
 
 
 def _predicted(kind: str, content: bytes, config: StudyConfig, span_s: float) -> float:
-    """Critical level by what the clocks tell of each other; NaN for lags, which a decoder can undo."""
+    """Critical level from the coherence between the clocks; NaN for lags, which a decoder can undo."""
     jitter = of_kind(kind)
     if jitter.acts_on == "clock":
         return float("nan")
@@ -236,8 +240,8 @@ def _map_levels(plan: Levels) -> list[int]:
     """Three levels at which the lag over time is worth seeing: below the critical one, at it, and beyond."""
     values = np.log(plan.values)
     middle = np.log(plan.predicted) if np.isfinite(plan.predicted) else values.mean()
-    wanted = middle + np.log(3) * np.array([-1, 0, 1])
-    return sorted({int(np.abs(values - w).argmin()) for w in wanted})
+    centres = middle + np.log(3) * np.array([-1, 0, 1])
+    return sorted({int(np.abs(values - w).argmin()) for w in centres})
 
 
 def collect(
@@ -299,7 +303,7 @@ def collect(
             "axis": list(axes),
         },
         attrs={
-            "layout": LAYOUT,
+            "layout": STUDY_LAYOUT,
             "version": version("neurofuse"),
             "fixed": FIXED,
             "oracle": ORACLE,
@@ -315,7 +319,7 @@ def collect_maps(tasks: Sequence[Task], records: Mapping[str, Record]) -> xr.Dat
     """The lag over time that was kept of a few cells, dims (cell, time, lag); None where nothing was.
 
     `posterior` (float16), `time_s`, `lag_path_s`, `true_lag_s`, NaN beyond the end of a cell's stretch; every cell
-    is told by `model`, `kind`, `level` (index) and `protocol`, all of the first seed.
+    is identified by `model`, `kind`, `level` (index) and `protocol`, all of the first seed.
     """
     found = [
         {"model": t.coordinates["model"], "protocol": t.coordinates["protocol"]} | kept
@@ -362,7 +366,7 @@ def as_json(table: xr.Dataset) -> dict[str, Any]:
         return values.tolist()
 
     return {
-        "layout": LAYOUT,
+        "layout": STUDY_LAYOUT,
         "settings": json.loads(table.attrs["settings"]),
         "dims": [str(d) for d in table["hit_rate"].dims],
         **{str(name): plain(table[name].values) for name in (*table.coords, *table.data_vars)},
@@ -379,7 +383,7 @@ def _in_folder(out: str | Path | None, settings: dict[str, Any], *, resume: bool
     folder = Path(out)
     made = _begin(folder, settings, resume=resume)
     with ExitStack() as stack:
-        stack.enter_context(_alone_in(folder))
+        stack.enter_context(_locked(folder))
         try:
             yield folder
         except BaseException:
@@ -407,7 +411,7 @@ def _begin(folder: Path, settings: dict[str, Any], *, resume: bool) -> list[Path
         with whole_file(folder / "settings.json") as partial:
             partial.write_text(json.dumps(settings, indent=2), encoding="utf-8")
         return above
-    if not isinstance(kept, dict) or kept.get("layout") != LAYOUT:
+    if not isinstance(kept, dict) or kept.get("layout") != STUDY_LAYOUT:
         raise NeurofuseError(
             f"'{folder}' exists and holds something other than a study; choose another --out."
         )
@@ -430,7 +434,7 @@ def _short(value: object) -> str:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Refuse to write where another study is at work; the lock dies with whoever holds it."""
     try:
         import fcntl

@@ -18,7 +18,8 @@ from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression, least_squares
 from scipy.stats import binom, t
 
-from neurofuse.recording import FloatArray, NeurofuseError
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import FloatArray
 from neurofuse.theory import anomaly_probability
 
 Method = Literal["isotonic", "theory", "knee"]

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 
-from neurofuse.recording import FloatArray, NeurofuseError
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import FloatArray
 from neurofuse.theory.decoding import gaussian_attenuation, spike_snr
 from neurofuse.theory.delay import (
     anomaly_at,

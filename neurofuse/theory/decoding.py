@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import erfcx
 
-from neurofuse.recording import FloatArray, NeurofuseError
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import FloatArray
 from neurofuse.theory.retrieval import positive
 
 Autocorrelation = Literal["gaussian", "exponential"]

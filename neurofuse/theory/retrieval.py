@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.special import chdtri, log_ndtr, ndtri, roots_hermitenorm, roots_legendre
 
-from neurofuse.recording import FloatArray, NeurofuseError
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import FloatArray
 
 Noise = Literal["orthonormal", "queries", "keys", "both"]
 
