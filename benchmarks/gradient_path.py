@@ -129,7 +129,7 @@ class ArrangedDecoder(TorchDecoder):
             )
             encoders, n_each = list(net.encoders), (self.depth - HEAD) // 2
         else:
-            net = EarlyNetwork(n_inputs, n_axes, **shared)
+            net = EarlyNetwork(n_inputs, n_axes, clocks=range(len(n_inputs)), late=0, **shared)
             encoders, n_each = [net.encoder], self.depth - HEAD
         if self.fusion == "gru":
             net.encoder.blocks = nn.ModuleList([Recurrent(self.width, keep_bias=self.keep_bias)])
