@@ -78,9 +78,9 @@ class Source:
     ] = None
     lfp: Annotated[str | None, Parameter(help="The same for LFP.")] = None
     movement: Annotated[str | None, Parameter(help="The same for movement, e.g. HandXcm,HandYcm.")] = None
-    bin_s: Annotated[float | None, Parameter(name="--bin", help="Bin width of plain count matrices, seconds.")] = (
-        None
-    )
+    bin_s: Annotated[
+        float | None, Parameter(name="--bin", help="Bin width of plain count matrices, seconds.")
+    ] = None
     rate_hz: Annotated[
         float | None, Parameter(name="--rate", help="Sampling rate of plain LFP matrices, Hz.")
     ] = None

@@ -105,18 +105,8 @@ def fit_network(
     rows = shuffled(n_rows, batch_size, rng)
     with progress_bar(n_steps, title, shown=progress) as bar:
         for step in range(1, n_steps + 1):
-            batch = draw(next(rows))
-            network.train()
-            value = loss(batch)
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM)
-            with ExitStack() as around:
-                for callback in callbacks:
-                    around.enter_context(callback.around_update(batch))
-                optimizer.step()
+            recent.append(_update(network, draw(next(rows)), loss, optimizer, callbacks))
             scheduler.step()
-            recent.append(float(value.detach()))
             bar.update()
             if step % check_every and step != n_steps:
                 continue
@@ -124,10 +114,7 @@ def fit_network(
             with torch.no_grad():
                 validation = validation_loss()
             entry = {"step": step, "train": float(np.mean(recent)), "validation": validation}
-            for callback in callbacks:
-                entry |= callback.report()
-            for name, number in entry.items():
-                history.setdefault(name, []).append(number)
+            _record(history, entry, callbacks)
             recent = []
             bar.set_postfix(
                 validation=f"{validation:.3f}", best=f"{min(best, validation):.3f}", refresh=False
@@ -141,6 +128,35 @@ def fit_network(
     network.load_state_dict(best_state)
     network.eval()
     return history
+
+
+def _update(
+    network: nn.Module,
+    batch: T,
+    loss: Callable[[T], Tensor],
+    optimizer: torch.optim.Optimizer,
+    callbacks: Sequence[Callback[T]],
+) -> float:
+    """One gradient step; the loss before it."""
+    network.train()
+    value = loss(batch)
+    optimizer.zero_grad(set_to_none=True)
+    value.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM)
+    with ExitStack() as around:
+        for callback in callbacks:
+            around.enter_context(callback.around_update(batch))
+        optimizer.step()
+    return float(value.detach())
+
+
+def _record(
+    history: dict[str, list[float]], entry: dict[str, float], callbacks: Sequence[Callback[T]]
+) -> None:
+    for callback in callbacks:
+        entry |= callback.report()
+    for name, number in entry.items():
+        history.setdefault(name, []).append(number)
 
 
 def shuffled(n_rows: int, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:

@@ -70,9 +70,9 @@ def run_study(
     jobs : int
         Worker processes, of one thread each; 0 works in this process, and leaves torch and BLAS with one thread.
     scheduler : str or distributed.Client, optional
-        A Dask cluster to run on instead. Neither changes a number.
+        A Dask cluster instead. Neither changes a number.
     out : path, optional
-        Folder for `study.nc`, `maps.nc` and one file a finished task in `tasks`.
+        Folder for `study.nc`, `maps.nc` and one file per finished task in `tasks`.
     resume : bool
         Go on with the study that `out` holds, if it is this one; what failed is tried again.
     progress : bool
@@ -107,12 +107,8 @@ def run_study(
         "recording": content,
         "maps": {kind: _map_levels(p) for kind, p in plans.items()},
     }
-    settings = {
-        "layout": STUDY_LAYOUT,
-        "version": version("neurofuse"),
-        "recording": digest(ready),
-        **context["config"],
-    }
+    origin = {"layout": STUDY_LAYOUT, "version": version("neurofuse"), "recording": digest(ready)}
+    settings = origin | context["config"]
     with _in_folder(out, settings, resume=resume) as folder:
         records = run_tasks(
             run_task,
@@ -128,13 +124,16 @@ def run_study(
         table = collect(config, plans, tasks, records, axes=ready.movement.axes if ready.movement else ())
         table.attrs |= {"recording": recording.name, "settings": json.dumps(settings)}
         if out is not None:
-            maps = collect_maps(tasks, records)
-            for name, found in (("study.nc", table), ("maps.nc", maps)):
-                if found is not None:
-                    packed = {"posterior": {"zlib": True}} if "posterior" in found else {}
-                    with whole_file(folder / name) as partial:
-                        found.to_netcdf(partial, engine="h5netcdf", encoding=packed)
+            _write(folder / "study.nc", table)
+            _write(folder / "maps.nc", collect_maps(tasks, records))
     return table
+
+
+def _write(path: Path, table: xr.Dataset | None) -> None:
+    if table is not None:
+        packed = {"posterior": {"zlib": True}} if "posterior" in table else {}
+        with whole_file(path) as partial:
+            table.to_netcdf(partial, engine="h5netcdf", encoding=packed)
 
 
 def plan_tasks(config: StudyConfig) -> list[Task]:

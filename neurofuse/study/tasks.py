@@ -4,6 +4,12 @@ Tasks run in processes of this machine or on a Dask cluster, with the same resul
 plain values alone, and so is what it returns. Only this process writes files, and a file appears whole or not at all,
 so a run that was stopped continues from the files that exist. Every wait for a process or a cluster has a deadline;
 a task itself may take as long as it needs.
+
+A process has one task at a time, so a worker that dies affects that task alone: it is repeated up to two more
+times, after all others, and then quarantined. Dask counts deaths itself
+(`distributed.scheduler.allowed-failures`), of all tasks that a worker had; those it gives up are repeated one by
+one. A Dask cluster that starts its own workers, such as a LocalCluster, closes one for good that is still being
+restarted some seconds after it died (`distributed.deploy.lost-worker-timeout`); `cluster.adapt` replaces it.
 """
 
 from __future__ import annotations
@@ -122,14 +128,6 @@ def run_tasks(
     ------
     NeurofuseError
         If there is no such cluster, it is lost, workers cannot start, or an extension cannot be sent to them.
-
-    Notes
-    -----
-    A process has one task at a time, so a worker that dies affects that task alone: it is repeated up to two more
-    times, after all others, and then quarantined. Dask counts deaths itself
-    (`distributed.scheduler.allowed-failures`), of all tasks that a worker had; those it gives up are repeated one by
-    one. A Dask cluster that starts its own workers, such as a LocalCluster, closes one for good that is still being
-    restarted some seconds after it died (`distributed.deploy.lost-worker-timeout`); `cluster.adapt` replaces it.
     """
     if jobs < 0:
         raise NeurofuseError(f"jobs must be zero or more, got {jobs}.")
@@ -151,18 +149,8 @@ def run_tasks(
         ended = ((t, _attempt(work, context, t.coordinates)) for t in todo)
     else:
         ended = _in_processes(work, todo, _Shared(context, _pack(extensions), install), jobs)
-    bar = tqdm(
-        total=len(tasks),
-        initial=len(tasks) - len(todo),
-        desc="study",
-        unit="task",
-        smoothing=0.05,
-        file=sys.stderr,
-        disable=not progress,
-        mininterval=0.1 if sys.stderr.isatty() else 20.0,
-    )
     counts: Counter[str] = Counter()
-    with bar, closing(ended):
+    with _bar(len(tasks), len(todo), progress) as bar, closing(ended):
         for task, record in ended:
             _write_record(folder, task, record)
             records[task.key] = record
@@ -170,6 +158,19 @@ def run_tasks(
             bar.set_postfix({k: n for k, n in counts.items() if n}, refresh=False)
             bar.update()
     return records
+
+
+def _bar(n_tasks: int, n_left: int, shown: bool) -> Any:
+    return tqdm(
+        total=n_tasks,
+        initial=n_tasks - n_left,
+        desc="study",
+        unit="task",
+        smoothing=0.05,
+        file=sys.stderr,
+        disable=not shown,
+        mininterval=0.1 if sys.stderr.isatty() else 20.0,
+    )
 
 
 def read_record(folder: Path, key: str) -> Record:
