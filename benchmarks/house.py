@@ -41,16 +41,18 @@ REPLACEMENTS = {
     "door dialect": "checks",
 }
 FORBIDDEN = {word: instead for words, instead in REPLACEMENTS.items() for word in words.split()}
-# Words that are forbidden only where networks are trained and lags are found; elsewhere samples may be lost.
+# Words that are forbidden only where networks are trained and lags are found; elsewhere samples may be lost, and a
+# result trusted.
 MODELS = ("neurofuse.decoders", "neurofuse.nets", "neurofuse.lag", "neurofuse.alignment", "neurofuse.study")
-WITHIN = {"held": MODELS, "lost": MODELS, "alone": MODELS}
+NETWORKS = ("neurofuse.decoders", "neurofuse.nets", "neurofuse.lag")
+WITHIN = {"held": MODELS, "lost": MODELS, "alone": MODELS, "trust": NETWORKS, "trusted": NETWORKS}
 # Constants of one name that every module of a kind has by agreement.
 BY_AGREEMENT = ("FORMAT", "FORMATS", "PUBLIC", "BUILT_IN", "ENTRY_POINTS")
 
 # Words of the list that have no innocent use in docstrings, comments and messages of this package.
 PROSE = (
-    "told|says|said|hear|hears|heard|listens?|asks|asked|asking|answers|answered|spotlights?|spoils?|voices?|roams?|"
-    "roaming|wanted|wants|believes?|believed|beliefs?|deaf|speaks?|"
+    "tells?|told|say|says|said|knows|sees|hear|hears|heard|listens?|asks|asked|asking|answers|answered|"
+    "spotlights?|spoils?|voices?|roams?|roaming|wanted|wants|believes?|believed|beliefs?|deaf|speaks?|"
     "(?:seconds|samples|tokens|one|row|lag|curve|value) an? (?:second|token|window|block|clock|bin|seed|unit|level)"
 )
 

@@ -13,30 +13,30 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The most that is allowed of each figure; beside it, where the tree is not there yet, what is aimed at.
 LIMITS = {
-    "modules that tokenize": 2,  # 1
-    "training loops": 2,  # 1
+    "modules that tokenize": 1,
+    "training loops": 1,
     "circles of imports": 0,
     "circles with typing": 0,
-    "bindings with forbidden words": 165,  # 0
-    "prose with forbidden words": 144,  # 0
+    "bindings with forbidden words": 0,
+    "prose with forbidden words": 4,  # 0
     "module names twice": 0,
-    "classes twice": 2,  # 0
-    "constants twice": 8,  # 0
-    "settings twice": 11,  # 0
+    "classes twice": 0,
+    "constants twice": 0,
+    "settings twice": 0,
     "settings again in a command": 7,
-    "keyword-passing lines": 238,  # 80
-    "functions over 80 lines": 5,  # 0
-    "functions over complexity 20": 17,  # 0
+    "keyword-passing lines": 237,  # 80
+    "functions over 80 lines": 3,  # 0
+    "functions over complexity 20": 10,  # 0
     "submodule imports in documents": 8,
     "private imports": 0,
     "functions without types": 0,
-    "longest function": 139,  # 80
-    "largest complexity": 44,  # 20
-    "lines to add a decoder": 505,  # 450
-    "lines to add a network": 1167,  # 900
-    "lines to add a format": 782,  # 600
-    "lines to add a study metric": 1023,  # 800
-    "package lines": 27858,  # 24000
+    "longest function": 97,  # 80
+    "largest complexity": 29,  # 20
+    "lines to add a decoder": 467,  # 450
+    "lines to add a network": 1093,  # 900
+    "lines to add a format": 798,  # 600
+    "lines to add a study metric": 1077,  # 800
+    "package lines": 28628,  # 24000
 }
 
 
