@@ -69,17 +69,14 @@ def fit_network(
     Parameters
     ----------
     network : nn.Module
-        On its device.
     draw : callable
         Makes a training batch from row numbers, ndarray of int, shape (batch_size,).
     loss : callable
         Scalar Tensor of a batch; the network is in training mode.
     validation_loss : callable
         Scalar, queried every `check_every` steps and after the last one, without gradients and in evaluation mode.
-    n_rows : int
-        Training rows. Each is drawn once before any is drawn again.
-    rng : numpy Generator
-        Orders the rows.
+    n_rows, rng : int, numpy Generator
+        Training rows, and what orders them. Each is drawn once before any is drawn again.
     n_steps, batch_size : int
         Most gradient steps taken, and rows per step.
     learning_rate, weight_decay : float
@@ -87,8 +84,7 @@ def fit_network(
     schedule : callable
         Makes a scheduler, stepped once per gradient step, from the optimizer and `n_steps`.
     patience : int
-        Checks in a row without improvement before training stops.
-    callbacks : sequence of Callback
+        Checks without improvement before training stops.
     title : str
         Of the progress bar, which `progress` shows on stderr.
 
