@@ -138,7 +138,7 @@ def format_of(path: Path, name: str | None = None) -> Format:
         raise LoadError(f"'{path.name}' could be read by {listed(guesses)} of neo; pass --format NAME.")
     suffixes = sorted({s for f in formats.values() for s in f.suffixes if s})
     raise LoadError(
-        f"'{path.name}' ends in '{path.suffix}', which no reader knows; known are {', '.join(suffixes)}."
+        f"'{path.name}' ends in '{path.suffix}', which no reader claims; known are {', '.join(suffixes)}."
     )
 
 

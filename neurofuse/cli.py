@@ -64,7 +64,8 @@ Paths = Annotated[
 
 
 Format = Annotated[
-    str | None, Parameter(name="--format", help="Name of the format, where suffix and content do not tell.")
+    str | None,
+    Parameter(name="--format", help="Name of the format, where suffix and content do not show it."),
 ]
 
 

@@ -279,7 +279,7 @@ def with_two_clocks(
     rng: np.random.Generator,
     required: bool = False,
 ) -> Recording:
-    """Give part of a recording a clock of its own, as the settings say or because a clock must be moved.
+    """Give part of a recording a clock of its own, as the settings require or because a clock must be moved.
 
     Parameters
     ----------

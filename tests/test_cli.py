@@ -302,7 +302,7 @@ def test_files_that_are_not_there_or_of_no_known_kind(refused, tmp_path):
     (tmp_path / "a.xyz").write_text("hello")
     (tmp_path / "empty.nev").write_bytes(b"")
     refused("decode", tmp_path / "b.npz", sentence="check the path (files like it there: a.npz)")
-    refused("decode", tmp_path / "a.xyz", sentence="which no reader knows; known are")
+    refused("decode", tmp_path / "a.xyz", sentence="which no reader claims; known are")
     refused("decode", tmp_path / "empty.nev", sentence="is empty (0 bytes)")
     refused("decode", tmp_path, sentence="pass --format NAME")
     refused("decode", path, "--format", "nope", sentence="the formats are 'neurofuse'")

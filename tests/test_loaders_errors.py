@@ -71,7 +71,7 @@ def test_a_folder_that_no_maker_writes(tmp_path):
 
 def test_an_unknown_ending(tmp_path):
     (tmp_path / "a.xyz").write_text("hello")
-    refused(r"ends in '\.xyz', which no reader knows; known are .*\.nev.*\.nwb", tmp_path / "a.xyz")
+    refused(r"ends in '\.xyz', which no reader claims; known are .*\.nev.*\.nwb", tmp_path / "a.xyz")
 
 
 def test_an_unknown_format(tmp_path):

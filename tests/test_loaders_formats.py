@@ -291,7 +291,7 @@ def test_a_broken_entry_point_is_one_warning_and_stops_nothing_else(tmp_path, mo
     assert len(caught) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(LoadError, match="no reader knows"):
+        with pytest.raises(LoadError, match="no reader claims"):
             load(tmp_path / "a.toy")
 
 

@@ -1,10 +1,4 @@
-"""In: a name. Out: the decoder of that name, of this package, of an installed one, or registered by `register_decoder`.
-
-A package that defines decoders lists them among its entry points, and they are found wherever it is installed::
-
-    [project.entry-points."neurofuse.decoders"]
-    rate = "mypackage.rate:RateDecoder"
-"""
+"""In: a name. Out: the decoder of that name, of this package, of an installed one, or registered by `register_decoder`."""
 
 from __future__ import annotations
 
@@ -63,13 +57,7 @@ def decoder_names() -> list[str]:
 
 
 def options_of(name: str) -> dict[str, Any]:
-    """A decoder's settings and their defaults, by name.
-
-    Raises
-    ------
-    NeurofuseError
-        If there is no such decoder.
-    """
+    """A decoder's settings and their defaults, by name; a name that is none is refused with those there are."""
     kinds = decoder_classes()
     if name not in kinds:
         raise NeurofuseError(f"there is no decoder '{name}'; choose one of {', '.join(kinds)}.")
@@ -89,13 +77,7 @@ def make_decoder(name: str, **options: Any) -> Decoder:
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that a decoder does not have, or whose values make no sense.
-
-    Raises
-    ------
-    NeurofuseError
-        If there is no such decoder or option, or a value is unlike the option's default.
-    """
+    """Refuse options that a decoder does not have, and values unlike the option's default."""
     known = options_of(name)
     for option, value in options.items():
         if option not in known:

@@ -536,7 +536,7 @@ class _Cluster:
                 return None
             raise
         except CancelledError as error:
-            # Nobody else knows these futures, so a cancelled one means that scheduler or connection are gone.
+            # Only this process holds these futures, so a cancelled one means that scheduler or connection are gone.
             raise self.unreachable(f"has closed the connection ({_one_line(error)})") from None
         except Exception as error:
             reason = _one_line(f"{type(error).__name__}: {error}")
