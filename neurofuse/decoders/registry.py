@@ -1,4 +1,4 @@
-"""In: a name. Out: the decoder of that name, of this package, of an installed one, or registered by `register_decoder`."""
+"""In: a name. Out: the decoder of that name: of this package, of an installed one, or of `register_decoder`."""
 
 from __future__ import annotations
 
