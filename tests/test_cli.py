@@ -269,7 +269,7 @@ def test_the_remedies_of_wrong_settings(refused, tmp_path):
         "nope",
         sentence="choose one of tracked, constant, softmax, softmax-bidirectional",
     )
-    refused(*words, "--jitter", "nope:1", sentence="choose one of none, lag, offset, skew, walk, jump")
+    refused(*words, "--jitter", "nope:1", sentence="choose one of spike, spike-uniform, spike-laplace")
     refused(*words, "--jitter", "lag", sentence="such as lag:0.3")
     refused(*words, "--jitter", "lag:0.1", sentence="there is no second clock to move; make one")
     refused(*words, "--split-units", "8", sentence="choose between 1 and 7")

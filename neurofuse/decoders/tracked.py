@@ -476,11 +476,6 @@ class TrackedDecoder(TorchDecoder):
                 f"'{self.name}' cannot be causal in both directions: what the other clock's tokens read of the anchor "
                 "may lie ahead of the moment that is decoded; set bidirectional=False or causal=False."
             )
-        for name in ("fine_lags_per_token", "tokens_per_block"):
-            if not getattr(self, name) >= 1:
-                raise NeurofuseError(
-                    f"{name} must be a whole number of at least 1, got {getattr(self, name)}."
-                )
         return LagNetwork(
             n_inputs,
             n_axes,
