@@ -6,7 +6,12 @@ import torch
 from sklearn.base import clone
 from test_decoders import cut, two_systems
 
-from neurofuse.decoders.autoregressive import ANCHOR_BAND, AutoregressiveNetwork, error_by_step
+from neurofuse.decoders.autoregressive import (
+    ANCHOR_BAND,
+    AutoregressiveDecoder,
+    AutoregressiveNetwork,
+    error_by_step,
+)
 from neurofuse.decoders.registry import make_decoder
 from neurofuse.nets.encoders import initialise
 from neurofuse.recording import NeurofuseError
@@ -180,4 +185,4 @@ def test_attended_tokens_come_as_a_table(fitted):
 def test_chunks_without_a_token_are_refused():
     parts = cut(two_systems())
     with pytest.raises(NeurofuseError, match="one token or more, got 0 and 16"):
-        make_decoder("autoregressive", chunk=0).fit(parts.train)
+        AutoregressiveDecoder(chunk=0).fit(parts.train)

@@ -70,25 +70,20 @@ def fit_network(
     ----------
     network : nn.Module
         On its device.
-    draw : callable
-        Makes a training batch from row numbers, ndarray of int, shape (batch_size,).
-    loss : callable
-        Scalar Tensor of a batch; the network is in training mode.
+    draw, loss : callable
+        A training batch of row numbers, ndarray of int, shape (batch_size,); and the scalar loss of such a batch.
     validation_loss : callable
-        Scalar, queried every `check_every` steps and after the last one, without gradients and in evaluation mode.
-    n_rows : int
-        Training rows. Each is drawn once before any is drawn again.
+        Scalar, every `check_every` steps and after the last one; without gradients and in evaluation mode.
+    n_rows, batch_size : int
+        Training rows, of which each is drawn once before any is drawn again; and rows per step.
     rng : numpy Generator
         Orders the rows.
-    n_steps, batch_size : int
-        Most gradient steps taken, and rows per step.
+    n_steps, patience : int
+        Most gradient steps taken, and checks in a row without improvement before training stops.
     learning_rate, weight_decay : float
         Weights of two and more dimensions decay; with `decay_all` biases, norms and gains do as well.
     schedule : callable
         Makes a scheduler, stepped once per gradient step, from the optimizer and `n_steps`.
-    patience : int
-        Checks in a row without improvement before training stops.
-    callbacks : sequence of Callback
     title : str
         Of the progress bar, which `progress` shows on stderr.
 
@@ -99,10 +94,9 @@ def fit_network(
     """
     optimizer = torch.optim.AdamW(_decay_groups(network, weight_decay, decay_all), lr=learning_rate)
     scheduler = schedule(optimizer, n_steps)
-    best, best_state, n_worse = math.inf, copy.deepcopy(network.state_dict()), 0
+    best = _Best(network)
     history: dict[str, list[float]] = {}
-    recent: list[float] = []
-    rows = shuffled(n_rows, batch_size, rng)
+    recent, rows = [], shuffled(n_rows, batch_size, rng)
     with progress_bar(n_steps, title, shown=progress) as bar:
         for step in range(1, n_steps + 1):
             batch = draw(next(rows))
@@ -110,11 +104,7 @@ def fit_network(
             value = loss(batch)
             optimizer.zero_grad(set_to_none=True)
             value.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM)
-            with ExitStack() as around:
-                for callback in callbacks:
-                    around.enter_context(callback.around_update(batch))
-                optimizer.step()
+            _update(network, optimizer, [c.around_update(batch) for c in callbacks])
             scheduler.step()
             recent.append(float(value.detach()))
             bar.update()
@@ -122,25 +112,42 @@ def fit_network(
                 continue
             network.eval()
             with torch.no_grad():
-                validation = validation_loss()
-            entry = {"step": step, "train": float(np.mean(recent)), "validation": validation}
-            for callback in callbacks:
-                entry |= callback.report()
+                entry = {"step": step, "train": float(np.mean(recent)), "validation": validation_loss()}
+                for callback in callbacks:
+                    entry |= callback.report()
             for name, number in entry.items():
                 history.setdefault(name, []).append(number)
             recent = []
-            bar.set_postfix(
-                validation=f"{validation:.3f}", best=f"{min(best, validation):.3f}", refresh=False
-            )
-            if validation < best:
-                best, best_state, n_worse = validation, copy.deepcopy(network.state_dict()), 0
-                continue
-            n_worse += 1
-            if n_worse >= patience:
+            if best.update(entry["validation"]) >= patience:
                 break
-    network.load_state_dict(best_state)
+            bar.set_postfix(validation=f"{entry['validation']:.3f}", best=f"{best.loss:.3f}", refresh=False)
+    network.load_state_dict(best.state)
     network.eval()
     return history
+
+
+def _update(
+    network: nn.Module, optimizer: torch.optim.Optimizer, around: Sequence[AbstractContextManager[None]]
+) -> None:
+    nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM)
+    with ExitStack() as stack:
+        for context in around:
+            stack.enter_context(context)
+        optimizer.step()
+
+
+class _Best:
+    """The weights of the lowest validation loss so far, and how many checks have been worse since."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network, self.loss, self.n_worse = network, math.inf, 0
+        self.state = copy.deepcopy(network.state_dict())
+
+    def update(self, loss: float) -> int:
+        self.n_worse += 1
+        if loss < self.loss:
+            self.loss, self.n_worse, self.state = loss, 0, copy.deepcopy(self.network.state_dict())
+        return self.n_worse
 
 
 def shuffled(n_rows: int, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
