@@ -240,7 +240,7 @@ def fetch(
     Raises
     ------
     LoadError
-        If the network, the file or its checksum fails; the sentence says which, and what to do.
+        If the network, the file or its checksum fails; the sentence states which, and what to do.
     """
     import pooch
 

@@ -11,7 +11,8 @@ from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from neurofuse.recording import NeurofuseError, Recording
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Recording
 
 # What can be selected, and what else a file may list.
 Part = Literal["spikes", "lfp", "movement"]
@@ -249,7 +250,7 @@ class Format:
         In place of `read`: reads what `request` names, through `Request.pick`, so that the rest of a large file stays
         unread; and has the options of `load` (bin width, rate, unit of time, missing samples).
     sniff : callable, (path) -> bool, optional
-        Whether the content is of this format, where several claim a suffix; without it the suffix alone decides.
+        Whether the content is of this format, where several claim a suffix; without it the suffix decides.
     family : callable, (path) -> path, optional
         The path that stands for all files written on one clock together with this one.
     plain : bool

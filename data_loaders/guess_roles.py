@@ -75,7 +75,7 @@ def channel_role(name: str) -> Role:
 
 
 def matrix_role(name: str) -> Role:
-    """Role of a matrix or list in a plain file, from its name alone."""
+    """Role of a matrix or list in a plain file, from its name."""
     last = re.split(r"[/.]", name)[-1]
     if _SPIKES.match(last):
         return "spikes"

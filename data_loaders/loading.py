@@ -24,7 +24,8 @@ from data_loaders.formats import (
     unique,
 )
 from data_loaders.selection import describe_recording, select
-from neurofuse.recording import NeurofuseError, Recording
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Recording
 
 PathLike = str | Path
 
@@ -319,7 +320,7 @@ def _read(job: _Job, request: Request) -> Recording:
     if absent or not held:
         what = absent[0] if absent else "spikes, LFP or movement"
         raise LoadError(
-            f"'{job.path.name}' ({chosen.name}) offers no {what} by itself; see what it holds with "
+            f"'{job.path.name}' ({chosen.name}) offers no {what} by default; list what it holds with "
             "'neurofuse info', then pass PATH::NAME."
         )
     return part

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from neurofuse.recording import NeurofuseError, Recording
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Recording
 from neurofuse.tokens import tokenize
 from neurofuse.windows import Windows, cut_windows
 

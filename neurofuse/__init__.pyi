@@ -15,6 +15,7 @@ from data_loaders import save as save
 from data_loaders import to_neo as to_neo
 from data_loaders import to_pynapple as to_pynapple
 from data_loaders import window_loader as window_loader
+from data_loaders.fetch import RECIPES as RECIPES
 from data_loaders.fetch import fetch as fetch
 from neurofuse.alignment.align import align as align
 from neurofuse.alignment.result import Alignment as Alignment

@@ -14,7 +14,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from neurofuse.recording import GAP_SAMPLES, FloatArray, NeurofuseError
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import GAP_SAMPLES, FloatArray
 from neurofuse.scores import hit_tolerance_s, hits, posterior_quantile, r2_per_axis, share_inside
 from neurofuse.tokens import ClockTokens
 from neurofuse.variables import labelled

@@ -26,6 +26,7 @@ from cyclopts import App, CycloptsError, Parameter
 import neurofuse
 from neurofuse.config import AlignConfig, DecodeConfig, Settings, StudyConfig, flags
 from neurofuse.errors import NeurofuseError
+from neurofuse.extensions import ExtensionWarning
 
 if TYPE_CHECKING:
     from typing import Any as AlignOptions
@@ -77,11 +78,11 @@ class Source:
     ] = None
     lfp: Annotated[str | None, Parameter(help="The same for LFP.")] = None
     movement: Annotated[str | None, Parameter(help="The same for movement, e.g. HandXcm,HandYcm.")] = None
-    bin_s: Annotated[float | None, Parameter(name="--bin", help="Seconds a bin of plain count matrices.")] = (
-        None
-    )
+    bin_s: Annotated[
+        float | None, Parameter(name="--bin", help="Bin width of plain count matrices, seconds.")
+    ] = None
     rate_hz: Annotated[
-        float | None, Parameter(name="--rate", help="Samples a second of plain LFP matrices.")
+        float | None, Parameter(name="--rate", help="Sampling rate of plain LFP matrices, Hz.")
     ] = None
     time_unit: Annotated[str, Parameter(help="Unit of times in plain files: s, ms, us or samples@RATE.")] = (
         "s"
@@ -435,8 +436,10 @@ def main(tokens: list[str] | None = None) -> None:
 
     try:
         with _persistent_interrupt(), warnings.catch_warnings():
-            # What libraries mutter about their own code is not for the user of this one.
+            # Warnings of libraries about their own code are not for the user of this one.
             warnings.simplefilter("ignore")
+            warnings.simplefilter("once", ExtensionWarning)
+            warnings.showwarning = lambda message, *_, **__: _print(f"warning: {message}")
             app(tokens, exit_on_error=False, print_error=False)
     except NeurofuseError as error:
         _fail(str(error))
@@ -545,7 +548,7 @@ def _load(paths: tuple[str, ...], source: Source) -> Recording:
                 f"got '{source.circular}'."
             )
         options["circular"] = turn
-    # Libraries that print while they read must not spoil what --json puts on stdout.
+    # Libraries that print while they read must not mix with what --json puts on stdout.
     with redirect_stdout(sys.stderr):
         return neurofuse.load(list(paths) or None, **options)
 
@@ -703,7 +706,7 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def _report(metrics: dict[str, Any], alignment: Any, folder: Path, as_json: bool) -> None:
-    """The verdict on stderr and, if asked, everything on stdout."""
+    """The verdict on stderr and, with --json, all metrics on stdout."""
     from neurofuse.report.decode_page import verdict
 
     _print(metrics["recording"])

@@ -13,6 +13,10 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+class ExtensionWarning(UserWarning):
+    """Something that an installed package adds cannot be used."""
+
+
 def from_packages(group: str, what: str, add: Callable[[Any], T]) -> list[T]:
     """Load every entry point of a group and add what it names.
 
@@ -37,9 +41,8 @@ def from_packages(group: str, what: str, add: Callable[[Any], T]) -> list[T]:
         except Exception as error:  # whatever a foreign package raises, the others are still found
             package = point.dist.name if point.dist is not None else point.value.partition(":")[0]
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            warnings.warn(
-                f"{what} '{point.name}' of the package '{package}' is left out ({reason}).", stacklevel=3
-            )
+            left_out = f"{what} '{point.name}' of the package '{package}' is left out ({reason})."
+            warnings.warn(left_out, ExtensionWarning, stacklevel=3)
     return added
 
 

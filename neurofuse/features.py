@@ -19,7 +19,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from neurofuse.config import FeatureConfig
-from neurofuse.recording import FloatArray, NeurofuseError, Signal
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import FloatArray, Signal
 
 # Broadband is brought down to this rate before features are taken, which need no more ...
 LFP_RATE_HZ = 1000.0
@@ -98,7 +99,7 @@ def lfp_features(signal: Signal, *, config: FeatureConfig | None = None) -> Sign
         causal = bank.config.causal
         times[rows] = in_bins[:, -1] if causal else in_bins.mean(axis=1) - 0.5 * bank.out_s
         for c in range(signal.n_channels):
-            # One channel at a time: hours of many channels never exist twice, let alone as float64.
+            # One channel at a time: hours of many channels never exist twice, and never as float64.
             x = np.ascontiguousarray(values[start : start + n_in, c], dtype=np.float64)
             out[rows, c * n_bands : (c + 1) * n_bands] = bank.features(x)
         row += n_bins

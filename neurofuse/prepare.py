@@ -8,7 +8,7 @@ every cell of a study, and predict take the same steps; align stops at features.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -34,7 +34,7 @@ from neurofuse.jitters.kinds import parse_jitter
 from neurofuse.jitters.lag_laws import LagJitter, NoLag
 from neurofuse.nets.device import check_device
 from neurofuse.recording import Recording, Signal, Spikes, Stream, separate_lfp, split_units
-from neurofuse.tokens import Tokens, anchor_clock, tokenize
+from neurofuse.tokens import FINE_STEP_S, Tokens, anchor_clock, tokenize
 from neurofuse.windows import Split, split_windows
 
 SHORTEST_WINDOW_S = 0.2
@@ -230,6 +230,23 @@ def clean_recording(
         _check_decodable(recording)
         _check_overlap(recording)
         recording = _near_movement(recording)
+    known = None if fitted is None else _known_channels(fitted)
+    return without_bad_channels(recording, causal=settings.causal, keep=known)
+
+
+def without_bad_channels(
+    recording: Recording, *, causal: bool, keep: Collection[str] | None = None
+) -> CleanRecording:
+    """LFP at the rate that features need, its bad channels left out.
+
+    Parameters
+    ----------
+    recording : Recording
+    causal : bool
+        Resample broadband causally.
+    keep : collection of str, optional
+        Names of the channels to keep instead, bad or not.
+    """
     streams: list[Stream] = []
     quality: list[dict[str, Any]] = []
     warnings: list[str] = []
@@ -237,13 +254,12 @@ def clean_recording(
         if not isinstance(stream, Signal) or stream.kind != "lfp":
             streams.append(stream)
             continue
-        known = None if fitted is None else _known_channels(fitted)
-        stream, table = clean_lfp(stream, causal=settings.causal, keep=known)
+        stream, table = clean_lfp(stream, causal=causal, keep=keep)
         quality += [_json_row(row) for row in table.to_dict("records")]
         bad = table[table["bad"]]
         if len(bad):
             names = "; ".join(f"{n} ({w})" for n, w in zip(bad["name"], bad["why"], strict=True))
-            fate = "left out" if fitted is None else "found bad"
+            fate = "left out" if keep is None else "found bad"
             warnings.append(f"{len(bad)} of {len(table)} channels of '{stream.name}' were {fate}: {names}.")
         streams.append(stream)
     return CleanRecording(recording.but(streams=tuple(streams)), quality, tuple(warnings))
@@ -346,14 +362,10 @@ def tokens_of(
             truths = truth.lags(*recording.span_s)
         options = feature_options(settings)
         untouched = {s.name: s for s in before.streams}
-        streams = tuple(
-            known[s.name]
-            if known and s.name in known and s is untouched.get(s.name)
-            else _features_of(s, options)
-            for s in recording.streams
-        )
+        kept = {k: v for k, v in (known or {}).items() if recording[k] is untouched.get(k)}
+        featured = featured_recording(recording, options, known=kept)
     with timed(seconds, "tokens"):
-        tokens = tokenize(recording.but(streams=streams), token_s=settings.token_s)
+        tokens = tokenized_recording(featured, token_s=settings.token_s)
     return Tokenized(recording, tokens, law, truths, options)
 
 
@@ -363,10 +375,33 @@ def feature_options(settings: SplitSettings) -> FeatureConfig:
     return replace(settings.features, causal=settings.causal, line_hz=line_hz)
 
 
-def _features_of(stream: Stream, options: FeatureConfig) -> Stream:
-    if isinstance(stream, Signal) and stream.kind == "lfp":
-        return lfp_features(stream, config=options)
-    return stream
+def featured_recording(
+    recording: Recording, options: FeatureConfig, *, known: Mapping[str, Signal] | None = None
+) -> Recording:
+    """The recording with features in the place of LFP.
+
+    Parameters
+    ----------
+    recording : Recording
+    options : FeatureConfig
+    known : mapping of stream name -> Signal, optional
+        Features that are there already.
+    """
+    known = known or {}
+    streams = tuple(
+        known[s.name]
+        if s.name in known
+        else lfp_features(s, config=options)
+        if isinstance(s, Signal) and s.kind == "lfp"
+        else s
+        for s in recording.streams
+    )
+    return recording.but(streams=streams)
+
+
+def tokenized_recording(featured: Recording, *, token_s: float | None, fine_s: float = FINE_STEP_S) -> Tokens:
+    """The tokens of a recording whose LFP are features; see `neurofuse.tokens.tokenize`."""
+    return tokenize(featured, token_s=token_s, fine_s=fine_s)
 
 
 def lfp_features_of(recording: Recording, settings: SplitSettings) -> dict[str, Signal]:

@@ -18,8 +18,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from neurofuse.errors import NeurofuseError as NeurofuseError
-from neurofuse.errors import RecordingError as RecordingError
+from neurofuse.errors import RecordingError
 from neurofuse.html import card, coverage
 
 FloatArray = NDArray[np.float64]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.jitter import LagTruth
 from neurofuse.jitters.lag_laws import (
     Jumps,
@@ -27,7 +28,7 @@ from neurofuse.jitters.lag_laws import (
     WindowLag,
     draw_truth,
 )
-from neurofuse.recording import FloatArray, Movement, NeurofuseError, Recording, Signal, Spikes
+from neurofuse.recording import FloatArray, Movement, Recording, Signal, Spikes
 
 SPIKE_CLOCK = "array"
 LFP_CLOCK = "logger"

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes, Stream
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Movement, Recording, Signal, Spikes, Stream
 
 # Value of the attribute `layout` by which such a file is recognised.
 RECORDING_LAYOUT = "neurofuse-recording-1"

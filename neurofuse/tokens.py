@@ -14,10 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neurofuse.recording import FloatArray, NeurofuseError, Recording, Signal, Spikes, Stream
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import FloatArray, Recording, Signal, Spikes, Stream
 
 # A token with less of its length recorded than this counts as absent.
 MIN_COVER = 0.5
+# Resolution of injected lags where nothing else is given, seconds.
+FINE_STEP_S = 0.005
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +128,7 @@ def anchor_clock(recording: Recording) -> str:
     return next((s.clock for s in recording.spikes), recording.streams[0].clock)
 
 
-def tokenize(recording: Recording, *, token_s: float | None = None, fine_s: float = 0.005) -> Tokens:
+def tokenize(recording: Recording, *, token_s: float | None = None, fine_s: float = FINE_STEP_S) -> Tokens:
     """Put every stream of a recording on one token grid.
 
     Parameters

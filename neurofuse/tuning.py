@@ -6,7 +6,8 @@ import numpy as np
 import xarray as xr
 from scipy.ndimage import gaussian_filter1d
 
-from neurofuse.recording import FloatArray, NeurofuseError
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import FloatArray
 from neurofuse.tokens import ClockTokens, Tokens
 from neurofuse.variables import labelled
 

@@ -80,7 +80,7 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "longest": ("1", "most nonlinear layers between the loss and the module"),
     # Studies.
     "model": ("", "decoder"),
-    "kind": ("", "kind"),
+    "kind": ("", "kind of jitter, or of module"),
     "protocol": ("", "training protocol"),
     "seed": ("1", "random seed"),
     "level": ("1", "index of the jitter level"),

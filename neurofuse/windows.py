@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.jitter import LagTruth
 from neurofuse.jitters.lag_laws import AnyLag, LagJitter, NoLag, WindowLag
-from neurofuse.recording import NeurofuseError
 from neurofuse.tokens import ClockTokens, Tokens
 
 # Tokens of context on both sides of a window, beyond the largest lag, for the receptive fields of encoders.

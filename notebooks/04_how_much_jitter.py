@@ -59,7 +59,7 @@ table.study
 table.study.curve("hit_rate").round(2)
 
 # %%
-panels = table.study.plot_attention()
+panels = table.study.plot_attention_quality()
 
 # %%
 for found in table.study.thresholds(quantity="hit_rate"):

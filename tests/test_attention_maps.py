@@ -10,8 +10,9 @@ import xarray as xr
 from neurofuse.attention_maps import CREDIBLE_LEVELS, _at_mean, attention, attention_scores, contribution
 from neurofuse.decode import DecodeConfig, decode_recording
 from neurofuse.decoders.registry import make_decoder
+from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.lag_laws import WindowLag
-from neurofuse.recording import Movement, NeurofuseError, Recording, Signal
+from neurofuse.recording import Movement, Recording, Signal
 from neurofuse.scores import lag_scores, posterior_summary
 from neurofuse.tokens import tokenize
 from neurofuse.windows import split_windows

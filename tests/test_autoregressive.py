@@ -13,8 +13,8 @@ from neurofuse.decoders.autoregressive import (
     error_by_step,
 )
 from neurofuse.decoders.registry import make_decoder
+from neurofuse.errors import NeurofuseError
 from neurofuse.nets.encoders import initialise
-from neurofuse.recording import NeurofuseError
 from neurofuse.windows import EDGE_TOKENS
 
 MAX_LAG, N_TOKENS = 3, 22

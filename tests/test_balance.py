@@ -23,8 +23,8 @@ from neurofuse.decoders.balance import (
 from neurofuse.decoders.neural import TorchDecoder
 from neurofuse.decoders.registry import DECODERS, make_decoder
 from neurofuse.decoders.tracked import convex_weights, point_posterior
+from neurofuse.errors import NeurofuseError
 from neurofuse.lag.losses import alignment_losses, mismatch_some
-from neurofuse.recording import NeurofuseError
 from neurofuse.simulation import DOMINANCE, simulate
 from neurofuse.windows import Batch, Windows
 

@@ -9,7 +9,8 @@ import xarray as xr
 from neurofuse.config import DecodeConfig
 from neurofuse.decode import decode_recording, predict_recording
 from neurofuse.decoders.base import Decoder
-from neurofuse.recording import NeurofuseError, Signal
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Signal
 from neurofuse.report.save import save_result, settings_of
 from neurofuse.simulation import SimulationConfig, demo_law, simulate
 

@@ -14,10 +14,71 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Movement, Recording, Signal, Spikes
 from neurofuse.report.decode_page import verdict, write_report
 
 HOSTILE = "<script>alert('$x_1$')</script>"
+
+
+# What metrics hold besides scores.
+FACTS: dict[str, Any] = {
+    "n_units": 84,
+    "n_channels": 16,
+    "n_windows": {"train": 400, "validation": 60, "test": 11},
+    "seconds": {"train": 812.4, "validation": 120.0, "test": 34.0},
+    "scored": "stitched",
+    "warnings": ["34 s of test time are too few to resolve a difference of 0.02 in R²."],
+    "settings": {"seed": 1, "decoder": {"name": "tracked", "lags_s": [-1, 1]}, "features": {}},
+    "provenance": ["read session.nwb", "cut to 0-240 s", "clock 'lfp' drifted by 12 ppm"],
+    "recording": "Recording 'session', 0.00 to 240.00 s on clock 'spikes'",
+    "quality": [
+        {
+            "name": f"ch{k}",
+            "bad": k == 3,
+            "why": "flat: every sample is the same" * (k == 3),
+            "line_50": 40.0,
+            "line_60": None,
+        }
+        for k in range(16)
+    ],
+    "history": {
+        "train": (0.2 + 0.8 * np.exp(-np.arange(24) / 5)).tolist(),
+        "validation": (0.27 + 0.75 * np.exp(-np.arange(24) / 5)).tolist(),
+    },
+    "version": "0.1.0",
+}
+
+
+def make_alignment(time_s: np.ndarray, clocks: tuple[str, ...], *, truth: bool) -> xr.Dataset:
+    """Lag posteriors that follow a slow drift, wide for a while; the truth is known from 203 s on."""
+    lag_s = np.arange(-50, 51) * 0.02
+    drift = [0.18 + 0.25 * np.sin(2 * np.pi * (time_s - 200) / 55) for _ in clocks]
+    true_s = np.stack([d * (-1) ** k for k, d in enumerate(drift)])
+    found_s = true_s + 0.008 * np.sin(2 * np.pi * time_s / 3.1)
+    spread_s = 0.02 + 0.05 * np.exp(-0.5 * ((time_s - 228) / 2) ** 2)
+    z = (lag_s[None, None, :] - found_s[:, :, None]) / spread_s[None, :, None]
+    posterior = np.exp(-0.5 * z**2) + 1e-5
+    posterior /= posterior.sum(axis=2, keepdims=True)
+    mean_s = posterior @ lag_s
+    std_s = np.sqrt(np.maximum(posterior @ lag_s**2 - mean_s**2, 0))
+    variables = {
+        "lag_mean_s": mean_s,
+        "lag_std_s": std_s,
+        "lag_q05_s": mean_s - 1.645 * std_s,
+        "lag_q95_s": mean_s + 1.645 * std_s,
+        "lag_map_s": lag_s[posterior.argmax(axis=2)],
+        "lag_path_s": lag_s[posterior.argmax(axis=2)],
+        "entropy": -(posterior * np.log(posterior)).sum(axis=2),
+    }
+    if truth:
+        variables["true_lag_s"] = np.where(time_s < 203, np.nan, true_s)
+    return xr.Dataset(
+        {k: (("clock", "time"), v) for k, v in variables.items()}
+        | {"posterior": (("clock", "time", "lag"), posterior.astype(np.float32))},
+        coords={"clock": list(clocks), "time": time_s, "lag": lag_s},
+        attrs={"decoder": "tracked", "max_lag_s": 1.0, "token_s": 0.02, "hit_tolerance_s": 0.025},
+    ).assign(window=("time", np.arange(time_s.size) // 160))
 
 
 def make_tables(
@@ -53,65 +114,13 @@ def make_tables(
             "decoder": "tracked",
         },
     ).assign(window=("time", np.arange(time_s.size) // 160))
-    alignment = None
-    if clocks:
-        lag_s = np.arange(-50, 51) * 0.02
-        drift = [0.18 + 0.25 * np.sin(2 * np.pi * (time_s - 200) / 55) for _ in clocks]
-        true_s = np.stack([d * (-1) ** k for k, d in enumerate(drift)])
-        found_s = true_s + 0.008 * np.sin(2 * np.pi * time_s / 3.1)
-        spread_s = 0.02 + 0.05 * np.exp(-0.5 * ((time_s - 228) / 2) ** 2)
-        z = (lag_s[None, None, :] - found_s[:, :, None]) / spread_s[None, :, None]
-        posterior = np.exp(-0.5 * z**2) + 1e-5
-        posterior /= posterior.sum(axis=2, keepdims=True)
-        mean_s = posterior @ lag_s
-        std_s = np.sqrt(np.maximum(posterior @ lag_s**2 - mean_s**2, 0))
-        variables = {
-            "lag_mean_s": mean_s,
-            "lag_std_s": std_s,
-            "lag_q05_s": mean_s - 1.645 * std_s,
-            "lag_q95_s": mean_s + 1.645 * std_s,
-            "lag_map_s": lag_s[posterior.argmax(axis=2)],
-            "lag_path_s": lag_s[posterior.argmax(axis=2)],
-            "entropy": -(posterior * np.log(posterior)).sum(axis=2),
-        }
-        if truth:
-            variables["true_lag_s"] = np.where(time_s < 203, np.nan, true_s)
-        alignment = xr.Dataset(
-            {k: (("clock", "time"), v) for k, v in variables.items()}
-            | {"posterior": (("clock", "time", "lag"), posterior.astype(np.float32))},
-            coords={"clock": list(clocks), "time": time_s, "lag": lag_s},
-            attrs={"decoder": "tracked", "max_lag_s": 1.0, "token_s": 0.02, "hit_tolerance_s": 0.025},
-        ).assign(window=("time", np.arange(time_s.size) // 160))
+    alignment = make_alignment(time_s, clocks, truth=truth) if clocks else None
     scores = {v: 1 - ((tables[v] - movement) ** 2).sum(0) / movement.var(0) / time_s.size for v in tables}
     metrics: dict[str, Any] = {
         "r2": dict(zip(axes, scores["prediction"].tolist(), strict=True)),
         "r2_mean": float(scores["prediction"].mean()),
         "decoder": "tracked",
-        "n_units": 84,
-        "n_channels": 16,
-        "n_windows": {"train": 400, "validation": 60, "test": 11},
-        "seconds": {"train": 812.4, "validation": 120.0, "test": 34.0},
-        "scored": "stitched",
-        "warnings": ["34 s of test time are too few to resolve a difference of 0.02 in R²."],
-        "settings": {"seed": 1, "decoder": {"name": "tracked", "lags_s": [-1, 1]}, "features": {}},
-        "provenance": ["read session.nwb", "cut to 0-240 s", "clock 'lfp' drifted by 12 ppm"],
-        "recording": "Recording 'session', 0.00 to 240.00 s on clock 'spikes'",
-        "quality": [
-            {
-                "name": f"ch{k}",
-                "bad": k == 3,
-                "why": "flat: every sample is the same" * (k == 3),
-                "line_50": 40.0,
-                "line_60": None,
-            }
-            for k in range(16)
-        ],
-        "history": {
-            "train": (0.2 + 0.8 * np.exp(-np.arange(24) / 5)).tolist(),
-            "validation": (0.27 + 0.75 * np.exp(-np.arange(24) / 5)).tolist(),
-        },
-        "version": "0.1.0",
-    }
+    } | FACTS
     if ridge:
         metrics["baseline_ridge_r2"] = dict(zip(axes, scores["ridge"].tolist(), strict=True))
         metrics["baseline_ridge_r2_mean"] = float(scores["ridge"].mean())

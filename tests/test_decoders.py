@@ -15,11 +15,12 @@ from neurofuse.decoders.base import Decoder, hold_back
 from neurofuse.decoders.neural import TorchDecoder
 from neurofuse.decoders.registry import DECODERS, make_decoder
 from neurofuse.decoders.tracked import TrackedDecoder
+from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.lag_laws import WindowLag
 from neurofuse.lag.calibration import adapt_rates
 from neurofuse.lag.hmm import LagPosterior, block_log_lik
 from neurofuse.lag.losses import alignment_loss, mismatch_some, recognition_loss
-from neurofuse.recording import Movement, NeurofuseError, Recording, Signal
+from neurofuse.recording import Movement, Recording, Signal
 from neurofuse.tokens import tokenize
 from neurofuse.windows import split_windows
 

@@ -14,6 +14,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neurofuse.errors import NeurofuseError
 from neurofuse.features import (
     FeatureConfig,
     _band_filter,
@@ -24,7 +25,7 @@ from neurofuse.features import (
     lfp_features,
     resample,
 )
-from neurofuse.recording import NeurofuseError, Recording, Signal
+from neurofuse.recording import Recording, Signal
 from neurofuse.tokens import tokenize
 
 RATE_HZ = 1000.0
@@ -133,7 +134,7 @@ def test_a_causal_feature_does_not_change_when_the_future_is_corrupted(
     past = before.time_s < cut / RATE_HZ - 1e-9
     assert past.any()
     np.testing.assert_array_equal(before.data.values[past], after.data.values[past])
-    # The stamp is that of the newest sample: the next one already knows.
+    # The stamp is that of the newest sample: the next one is already changed.
     assert (before.data.values[~past] != after.data.values[~past]).any(axis=1).all()
 
 

@@ -13,12 +13,16 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from neurofuse.alignment.clock_map import ClockMap, Jump
+from neurofuse.alignment.result import Alignment
 from neurofuse.attention_maps import attention_scores
-from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Movement, Recording, Signal, Spikes
 from neurofuse.report.figures import (
     plot_attention,
     plot_attention_quality,
     plot_calibration,
+    plot_clock,
     plot_contribution,
     plot_decoded,
     plot_lag,
@@ -427,3 +431,43 @@ def test_contribution_bars_are_the_drop_in_r2_and_the_longest_are_cut() -> None:
     assert many.get_title(loc="left") == "16 of 40 parts"
     with pytest.raises(NeurofuseError, match="holds no 'contribution'"):
         plot_contribution(make_alignment())
+
+
+def make_clock() -> Alignment:
+    """A clock that lags by 50 ms, with one jump, whose posterior lies 10 ms off and is not confirmed at the end."""
+    table = make_alignment(("imu",), truth=False).drop_vars("lag_path_s")
+    flat = {
+        v: table[v] * 0 + 0.06 + d for v, d in (("lag_mean_s", 0), ("lag_q05_s", -0.02), ("lag_q95_s", 0.02))
+    }
+    confirmed = (TIME_S < 15).astype(float)[None]
+    table = table.assign(flat).assign(
+        fitted_lag_s=(("clock", "time"), np.full((1, TIME_S.size), 0.05)),
+        p_matched=(("clock", "time"), 0.1 + 0.8 * confirmed),
+        trusted=(("clock", "time"), confirmed),
+    )
+    return Alignment(
+        "array", "imu", "aligned", "'imu' aligned to 'array' to +-3.0 ms", ClockMap.constant(0.05, 0, 20),
+        "piecewise", "ridge", (0.05, 0.049, 0.051), (30.0, 29.0, 31.0), (Jump(5.0, 4.5, 5.5, 0.08, 0.079, 0.081),),
+        0.003, table, {},
+    )  # fmt: skip
+
+
+def test_the_clock_figure_shows_the_residual_the_match_and_what_is_not_confirmed() -> None:
+    top, residual, matched = plot_clock(make_clock(), truth_s=(TIME_S, np.full(TIME_S.size, 0.07)))
+    _, y = line(residual, "posterior mean")
+    np.testing.assert_allclose(y[np.isfinite(y)], 10)
+    np.testing.assert_allclose(line(residual, "true lag")[1], 20)
+    np.testing.assert_allclose(line(top, "fitted clock")[1], 0.05)
+    _, y = line(matched, "streams match")
+    np.testing.assert_allclose(y[np.isfinite(y)], np.where(TIME_S < 15, 0.9, 0.1))
+    assert [t.get_text() for t in matched.texts] == ["+80 ms"]
+    (hatched,) = [p for p in matched.patches if p.get_label() == "clock not confirmed"]
+    assert hatched.get_x() == pytest.approx(15 - STEP_S / 2)
+    assert residual.get_ylabel() == "lag minus\nfitted clock (ms)"
+
+
+def test_title_and_legend_of_the_clock_figure_do_not_overlap() -> None:
+    top = plot_clock(make_clock(), truth_s=(TIME_S, np.full(TIME_S.size, 0.07)))[0]
+    top.figure.draw_without_rendering()
+    assert top.get_title(loc="left").endswith("skew +30.0 ppm, 1 jump")
+    assert not top._left_title.get_window_extent().overlaps(top.get_legend().get_window_extent())

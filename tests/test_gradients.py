@@ -9,7 +9,8 @@ from torch import nn
 from neurofuse.decoders.gradients import gradient_over_time, gradient_path, watch_gradients
 from neurofuse.decoders.neural import TorchDecoder
 from neurofuse.decoders.registry import make_decoder
-from neurofuse.recording import Movement, NeurofuseError, Recording, Signal
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Movement, Recording, Signal
 from neurofuse.tokens import tokenize
 from neurofuse.windows import split_windows
 

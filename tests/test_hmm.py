@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ive, logsumexp
 
+from neurofuse.errors import NeurofuseError
 from neurofuse.lag.banded import band_read, band_read_reverse, band_scores, cubic_taps
 from neurofuse.lag.hmm import (
     REACH,
@@ -26,7 +27,6 @@ from neurofuse.lag.hmm import (
     smoother,
     viterbi,
 )
-from neurofuse.recording import NeurofuseError
 
 
 def rates(n_lags, *, drift=1.0, jump=0.05, unmatch=0.1, rematch=0.2, prior=None):

@@ -14,8 +14,9 @@ from neurofuse.alignment.align import Alignment
 from neurofuse.alignment.clock_map import ClockMap, Jump
 from neurofuse.decode import DecodeConfig, decode_recording
 from neurofuse.decoders.registry import make_decoder
+from neurofuse.errors import NeurofuseError
 from neurofuse.html import Drawn, card, coverage, trace
-from neurofuse.recording import NeurofuseError, Recording, Spikes
+from neurofuse.recording import Recording, Spikes
 from neurofuse.report.study_table import open_study
 
 HOSTILE = "<script>alert('x')</script>"

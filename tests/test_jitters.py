@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from neurofuse import extensions
+from neurofuse.errors import NeurofuseError, RecordingError
 from neurofuse.jitters import kinds
 from neurofuse.jitters.jitter import Chain, Jitter, JitterResult, LagTruth, Moved, compose
 from neurofuse.jitters.kinds import (
@@ -41,7 +42,7 @@ from neurofuse.jitters.lag_laws import (
 )
 from neurofuse.jitters.lfp import band_std
 from neurofuse.jitters.spikes import keep_inside, rebin, unbin
-from neurofuse.recording import Movement, NeurofuseError, Recording, RecordingError, Signal, Spikes
+from neurofuse.recording import Movement, Recording, Signal, Spikes
 
 # A level of each kind that does something visible to a recording of 40 s.
 LEVEL = {

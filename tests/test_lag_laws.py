@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neurofuse.errors import NeurofuseError, RecordingError
 from neurofuse.jitters.jitter import TRUTH_STEP_S, LagTruth
 from neurofuse.jitters.kinds import JITTERS, is_lag, parse_jitter
 from neurofuse.jitters.lag_laws import (
@@ -18,7 +19,7 @@ from neurofuse.jitters.lag_laws import (
     draw_truth,
     move_clock,
 )
-from neurofuse.recording import Movement, NeurofuseError, Recording, RecordingError, Signal, Spikes
+from neurofuse.recording import Movement, Recording, Signal, Spikes
 
 EVERY_LAW = [
     NoLag(),

@@ -12,7 +12,7 @@ import pytest
 import scipy.io
 
 from data_loaders import info, load
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
 
 RNG = np.random.default_rng(0)
 
@@ -33,7 +33,7 @@ def good(path: Path) -> Path:
         lfp=RNG.normal(size=(100, 2)),
         vel=RNG.normal(size=(100, 2)),
         flat=np.stack([np.arange(100.0), np.ones(100)], axis=1),
-        silent=np.zeros((100, 3), int),
+        empty=np.zeros((100, 3), int),
     )
 
 
@@ -172,7 +172,7 @@ def test_a_file_that_is_cut_short_is_named(tmp_path, write, name):
         "a.videoPositionTracking",
     ],
 )
-@pytest.mark.parametrize("content", [b"", b"not what it says" * 40])
+@pytest.mark.parametrize("content", [b"", b"not of this format" * 40])
 def test_a_file_that_is_something_else_is_named(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
@@ -247,7 +247,7 @@ def test_spikes_far_longer_than_the_movement(tmp_path):
 
 def test_no_spikes(tmp_path):
     refused(
-        r"'silent' holds no spikes; every count is zero", good(tmp_path / "a.npz"), spikes="silent", bin_s=0.1
+        r"'empty' holds no spikes; every count is zero", good(tmp_path / "a.npz"), spikes="empty", bin_s=0.1
     )
     block = neo.Block(name="b")
     block.segments.append(neo.Segment())

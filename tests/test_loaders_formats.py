@@ -16,7 +16,8 @@ import pytest
 
 from data_loaders import FileInfo, Format, Item, LoadError, Request, detect, info, load, register_format
 from neurofuse import extensions
-from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Movement, Recording, Signal, Spikes
 
 ROOT = Path(__file__).parent.parent
 
@@ -153,7 +154,7 @@ def test_what_leaves_nothing_is_refused_in_one_sentence(tmp_path):
         LoadError, match=r"nothing is left of 'a\.toy' \(toy\) without its movement and spikes"
     ):
         load(tmp_path / "a.toy", spikes="none", movement="none")
-    with pytest.raises(LoadError, match=r"'a\.toy' \(toy\) offers no lfp by itself"):
+    with pytest.raises(LoadError, match=r"'a\.toy' \(toy\) offers no lfp by default"):
         load(None, lfp=tmp_path / "a.toy", spikes=tmp_path / "a.toy")
 
 

@@ -9,9 +9,9 @@ from test_decoders import cut, two_systems
 
 from neurofuse.decoders.perceiver import Events, EventWindows, PerceiverNetwork, RotaryAttention, rotate
 from neurofuse.decoders.registry import make_decoder
+from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.lag_laws import WindowLag
 from neurofuse.nets.encoders import initialise
-from neurofuse.recording import NeurofuseError
 from neurofuse.tokens import tokenize
 from neurofuse.windows import split_windows
 

@@ -9,11 +9,10 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neurofuse.errors import NeurofuseError, RecordingError
 from neurofuse.recording import (
     Movement,
-    NeurofuseError,
     Recording,
-    RecordingError,
     Signal,
     Spikes,
     as_seconds,
@@ -196,9 +195,9 @@ def test_a_slice_keeps_the_support_inside_it_and_nothing_else():
     np.testing.assert_array_equal(part.times_s, [0.9, 2.1])
     np.testing.assert_array_equal(part.support, [[0.5, 1], [2, 2.5]])
     assert part.n_units == 1
-    silent = stream.between(1.2, 1.8)
-    assert silent.support.shape == (0, 2)
-    assert silent.n_units == 1
+    outside = stream.between(1.2, 1.8)
+    assert outside.support.shape == (0, 2)
+    assert outside.n_units == 1
 
     field = Signal.from_array(np.arange(20.0), clock="c", time_s=np.r_[0:1:0.1, 2:3:0.1])
     np.testing.assert_allclose(field.support, [[0, 1], [2, 3]])

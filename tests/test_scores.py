@@ -45,7 +45,7 @@ def test_a_hit_lies_within_50_ms_or_a_token_or_the_bandwidth_of_the_streams():
     assert hit_tolerance_s(0.02, bandwidth_hz=500.0, lag_step_s=0.02) == pytest.approx(0.01, abs=1e-5)
 
 
-def test_hits_are_counted_over_known_truths_alone():
+def test_only_moments_with_a_known_truth_count_for_the_hit_rate():
     true_s = np.array([0.0, 0.1, np.nan, 0.3])
     lag_s = np.array([0.05, 0.2, 0.0, 0.3])
     assert hits(lag_s, true_s, tolerance_s=0.06).tolist() == [True, False, False, True]

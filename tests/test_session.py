@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from neurofuse.errors import NeurofuseError
 from neurofuse.lag.session import track_session
-from neurofuse.recording import NeurofuseError
 
 STEP_S = 0.01
 N_LAGS = 41

@@ -7,9 +7,10 @@ import pytest
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import butter, sosfiltfilt
 
+from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.jitter import LagTruth
 from neurofuse.jitters.lag_laws import Offset, Skew, WindowLag
-from neurofuse.recording import NeurofuseError, Recording
+from neurofuse.recording import Recording
 from neurofuse.simulation import (
     DEMO_LAWS,
     LFP_CLOCK,

@@ -16,8 +16,9 @@ import xarray as xr
 from neurofuse.cli import main
 from neurofuse.config import DecodeConfig, StudyConfig
 from neurofuse.decode import fit_and_evaluate
+from neurofuse.errors import NeurofuseError
 from neurofuse.prepare import Generators, clean_recording, prepare_recording
-from neurofuse.recording import NeurofuseError, Recording
+from neurofuse.recording import Recording
 from neurofuse.report.save import save_thresholds
 from neurofuse.scores import r2_per_axis
 from neurofuse.simulation import SimulationConfig, simulate

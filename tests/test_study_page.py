@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
 from neurofuse.report.figures.plot_study import plot_lag_maps, plot_study, plot_study_attention
 from neurofuse.report.study_page import study_verdict, write_study_report
 from neurofuse.study.threshold import thresholds

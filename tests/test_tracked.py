@@ -8,8 +8,8 @@ import torch
 from test_decoders import cut, quick, two_systems
 
 from neurofuse.decoders.base import Decoder
+from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.lag_laws import Walk
-from neurofuse.recording import NeurofuseError
 
 torch.set_num_threads(1)
 

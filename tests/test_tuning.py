@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from neurofuse.recording import Movement, NeurofuseError, Recording, Signal
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Movement, Recording, Signal
 from neurofuse.report.figures import plot_tuning
 from neurofuse.tokens import tokenize
 from neurofuse.tuning import unit_tuning

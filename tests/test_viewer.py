@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.lag_laws import Offset
-from neurofuse.recording import NeurofuseError, Recording, Spikes
+from neurofuse.recording import Recording, Spikes
 from neurofuse.report.viewer import View, correlation, draw, explore, second_clock, shown
 from neurofuse.simulation import SimulationConfig, simulate
 

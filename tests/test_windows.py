@@ -11,6 +11,7 @@ from sklearn.model_selection import GroupKFold, cross_val_score
 from sklearn.utils import _safe_indexing
 
 from neurofuse.decoders.registry import DECODERS, make_decoder
+from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.jitter import LagTruth
 from neurofuse.jitters.lag_laws import (
     Jumps,
@@ -21,7 +22,7 @@ from neurofuse.jitters.lag_laws import (
     WindowLag,
     move_clock,
 )
-from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes
+from neurofuse.recording import Movement, Recording, Signal, Spikes
 from neurofuse.tokens import Tokens, tokenize
 from neurofuse.windows import EDGE_TOKENS, Windows, cut_windows, draw_path, draw_shifts, filled, split_windows
 

@@ -19,34 +19,6 @@ POWER_RATE_HZ = 50.0
 T = TypeVar("T")
 
 
-def without_missing(
-    values: NDArray[np.generic], time_s: FloatArray, *, missing: Missing, what: str
-) -> tuple[NDArray[np.generic], FloatArray, list[str]]:
-    """Leave out samples that hold NaN or infinity, if that is allowed.
-
-    Returns
-    -------
-    values, time_s : arrays
-        Without the missing samples.
-    notes : list of str
-        What was left out.
-    """
-    if missing == "refuse" or values.dtype.kind not in "fc":
-        return values, time_s, []
-    good = np.isfinite(values).all(axis=1)
-    if good.all():
-        return values, time_s, []
-    if not good.any():
-        raise LoadError(
-            f"{what}: every sample holds NaN or infinity; leave out the channel that is never finite."
-        )
-    return (
-        values[good],
-        time_s[good],
-        [f"{what}: dropped {int((~good).sum())} of {good.size} samples with NaN or inf"],
-    )
-
-
 def regular_times(n_samples: int, *, rate_hz: float, start_s: float = 0.0) -> FloatArray:
     """Times (s) of samples at a rate, each computed from its number so that rounding does not add up."""
     return start_s + np.arange(n_samples, dtype=np.float64) / rate_hz
@@ -65,8 +37,7 @@ def make_signal(
     missing: Missing = "refuse",
 ) -> tuple[Signal, list[str]]:
     """Build a signal (time x channel); the notes state what was left out."""
-    values, time_s, notes = without_missing(values, time_s, missing=missing, what=f"{kind} '{name}'")
-    _check_axis(time_s, sample_s, what=f"{kind} '{name}'")
+    values, time_s, notes = _usable(values, time_s, sample_s, missing=missing, what=f"{kind} '{name}'")
     signal = Signal.from_array(
         values, clock=clock, name=name, time_s=time_s, channels=channels, units=units, kind=kind
     )
@@ -84,8 +55,7 @@ def make_movement(
     missing: Missing = "refuse",
 ) -> tuple[Movement, list[str]]:
     """Build movement (time x axis); the notes state what was left out."""
-    values, time_s, notes = without_missing(values, time_s, missing=missing, what=f"movement '{name}'")
-    _check_axis(time_s, sample_s, what=f"movement '{name}'")
+    values, time_s, notes = _usable(values, time_s, sample_s, missing=missing, what=f"movement '{name}'")
     movement = Movement.from_array(values, name=name, time_s=time_s, axes=axes, units=units)
     return Movement(name, movement.data, sample_s), notes
 
@@ -111,8 +81,22 @@ def plain_kind(sample_s: float) -> SignalKind:
     return "power" if 1.0 / sample_s <= POWER_RATE_HZ * (1 + 1e-9) else "lfp"
 
 
-def _check_axis(time_s: FloatArray, sample_s: float, *, what: str) -> None:
+def _usable(
+    values: NDArray[np.generic], time_s: FloatArray, sample_s: float, *, missing: Missing, what: str
+) -> tuple[NDArray[np.generic], FloatArray, list[str]]:
+    """Samples and times without those that hold NaN or infinity, if `missing` is "drop", and a note of how many."""
+    notes: list[str] = []
+    if missing == "drop" and values.dtype.kind in "fc":
+        good = np.isfinite(values).all(axis=1)
+        if not good.all():
+            if not good.any():
+                raise LoadError(
+                    f"{what}: every sample holds NaN or infinity; leave out the channel that is never finite."
+                )
+            notes = [f"{what}: dropped {int((~good).sum())} of {good.size} samples with NaN or inf"]
+            values, time_s = values[good], time_s[good]
     if len(time_s) < 2:
         raise LoadError(f"{what}: {len(time_s)} sample(s) are too few; it needs at least two.")
     if not 0 < sample_s < float("inf"):
         raise LoadError(f"{what}: the sampling interval must be positive, got {sample_s:g} s.")
+    return values, time_s, notes

@@ -31,7 +31,7 @@ def read_tracking(path: Path) -> tuple[FloatArray, dict[str, NDArray[np.generic]
     time_s : array, shape (n_frames,)
         Camera times divided by the clock rate that the header states.
     fields : dict of str to array
-        Each coordinate; those of a second light that was never seen (all zero) are left out.
+        Each coordinate; those of a second light that was not tracked (all zero) are left out.
     header : dict of str to str
         The settings at the head of the file.
     """

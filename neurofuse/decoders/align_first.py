@@ -35,7 +35,7 @@ N_REFITS = 2
 
 
 @dataclass(frozen=True, eq=False)
-class Alignment:
+class WindowAlignment:
     """Lags estimated in some windows, at their moments and `EDGE_TOKENS` more on both sides (E = T + 2 edges).
 
     Parameters
@@ -126,7 +126,7 @@ class Aligner:
             out.append(movement + ridge.intercept)
         return out
 
-    def align(self, batch: Batch, scales: list[Scale]) -> Alignment:
+    def align(self, batch: Batch, scales: list[Scale]) -> WindowAlignment:
         """Lags of some windows."""
         own, *others = self._unimodal(standard(batch, scales), batch.reach)
         max_lag = batch.reach - EDGE_TOKENS
@@ -155,7 +155,7 @@ class Aligner:
             posteriors.append(posterior.astype(np.float32))
             lags.append(posterior.argmax(axis=-1) - max_lag)
         lag_BEC = np.stack(lags, axis=-1) if lags else np.zeros((*own.shape[:2], 0), dtype=np.int64)
-        return Alignment(lag_BEC, posteriors)
+        return WindowAlignment(lag_BEC, posteriors)
 
     def state(self) -> dict[str, np.ndarray]:
         """Arrays by name, for a checkpoint."""

@@ -21,7 +21,7 @@ from neurofuse.errors import NeurofuseError
 from neurofuse.windows import Windows
 
 # Share of the training windows held back, in time order, when no validation windows are given.
-HELD_BACK = 0.15
+VALIDATION_SHARE = 0.15
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Decoder(Checkpointed):
     ) -> tuple[Windows, np.ndarray, Windows, np.ndarray]:
         """Training windows, their movement, validation windows, their movement.
 
-        Without validation windows the last `HELD_BACK` of the training windows are taken.
+        Without validation windows the last `VALIDATION_SHARE` of the training windows are taken.
         """
         target = self.target_of(X, y)
         if len(X) == 0:
@@ -194,7 +194,7 @@ def _check_type(X: object) -> None:
 
 def hold_back(X: Windows, target: np.ndarray) -> tuple[Windows, Windows, np.ndarray, np.ndarray]:
     """Keep the last windows for validation; those whose context reaches into them are not trained on."""
-    edge = X.first[int((1 - HELD_BACK) * (len(X) - 1))]
+    edge = X.first[int((1 - VALIDATION_SHARE) * (len(X) - 1))]
     train = np.flatnonzero(X.first + X.n_steps + X.reach <= edge)
     check = np.flatnonzero(X.first >= edge)
     if train.size == 0:

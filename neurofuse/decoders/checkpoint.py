@@ -18,7 +18,7 @@ from neurofuse.decoders.scale import Scale
 from neurofuse.errors import NeurofuseError
 from neurofuse.html import card as html_card
 
-LAYOUT = "neurofuse-decoder-2"
+CHECKPOINT_LAYOUT = "neurofuse-decoder-2"
 # How a decoder was run, not what it is: left out of a checkpoint, which may be read on another machine.
 NOT_KEPT = ("device", "progress")
 # Sizes and names that `Decoder.learn_scales` sets together with the scales.
@@ -50,7 +50,7 @@ def write_checkpoint(
     try:
         save_file({k: np.ascontiguousarray(v) for k, v in state.items()}, partial / "weights.safetensors")
         (partial / "config.json").write_text(
-            json.dumps({"layout": LAYOUT} | config, indent=2), encoding="utf-8"
+            json.dumps({"layout": CHECKPOINT_LAYOUT} | config, indent=2), encoding="utf-8"
         )
         (partial / "README.md").write_text(card, encoding="utf-8")
         partial.chmod(0o755)
@@ -88,8 +88,8 @@ def read_checkpoint(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.nd
             f"'{folder}' was written by an earlier version of neurofuse, whose weights have other names; fit the "
             "decoder again with `neurofuse decode`."
         )
-    if layout != LAYOUT:
-        raise NeurofuseError(f"'{folder}' has the layout {layout!r}, not {LAYOUT!r}.")
+    if layout != CHECKPOINT_LAYOUT:
+        raise NeurofuseError(f"'{folder}' has the layout {layout!r}, not {CHECKPOINT_LAYOUT!r}.")
     return config, state
 
 

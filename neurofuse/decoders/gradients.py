@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from neurofuse.decoders.base import Decoder
 from neurofuse.decoders.neural import TorchDecoder
 from neurofuse.errors import NeurofuseError
+from neurofuse.variables import labelled
 from neurofuse.windows import Windows
 
 # Operations of the autograd graph that count as a nonlinear layer. Normalisations rescale, and are not counted.
@@ -83,7 +84,7 @@ def gradient_path(decoder: Decoder, windows: Windows) -> xr.Dataset:
                 near, far = min(near, rows[name][2]), max(far, rows[name][3])
             rows[name] = (type(module).__name__, float(norms[name].sqrt()), near, far)
     kind, norm, shortest, longest = zip(*rows.values(), strict=True)
-    return xr.Dataset(
+    table = xr.Dataset(
         {
             "gradient_norm": ("module", np.array(norm)),
             "relative_norm": ("module", np.array(norm) / max(norm[0], 1e-30)),
@@ -93,6 +94,7 @@ def gradient_path(decoder: Decoder, windows: Windows) -> xr.Dataset:
         coords={"module": list(rows), "kind": ("module", list(kind))},
         attrs={"decoder": decoder.name},
     )
+    return labelled(table)
 
 
 def gradient_over_time(decoder: Decoder, windows: Windows) -> xr.Dataset:
@@ -128,11 +130,12 @@ def gradient_over_time(decoder: Decoder, windows: Windows) -> xr.Dataset:
         for x in inputs
     ]
     offset = np.arange(norms[0].size) - windows.reach - middle
-    return xr.Dataset(
+    table = xr.Dataset(
         {"gradient_norm": (("clock", "offset"), np.stack(norms))},
         coords={"clock": decoder.clocks_, "offset": offset * windows.tokens.token_s},
         attrs={"decoder": decoder.name, "token_s": windows.tokens.token_s},
     )
+    return labelled(table)
 
 
 class GradientWatch:
@@ -164,10 +167,11 @@ class GradientWatch:
         rows = [row for row in self._rows if row]
         names = list(dict.fromkeys(name for row in rows for name in reversed(row)))
         values = [[float(row[n].sqrt()) if n in row else np.nan for n in names] for row in rows]
-        return xr.Dataset(
+        table = xr.Dataset(
             {"gradient_norm": (("step", "module"), np.array(values).reshape(len(rows), len(names)))},
             coords={"step": np.arange(1, len(rows) + 1), "module": names},
         )
+        return labelled(table)
 
     def _begin(self, _: nn.Module, __: Any) -> None:
         if torch.is_grad_enabled():

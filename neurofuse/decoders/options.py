@@ -69,19 +69,26 @@ def _misfit(value: Any, default: Any, least_count: float) -> str:
     """What a value should be; empty if it is that."""
     if value is None or default is Parameter.empty or value == default:
         return ""
-    if isinstance(default, bool):
-        return "" if isinstance(value, bool) else "True or False"
-    if isinstance(default, int):
-        whole = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least_count
-        kind = {1.0: "a positive whole number", 0.0: "a whole number of zero or more"}
-        return "" if whole else kind.get(least_count, "a whole number")
-    if isinstance(default, str):
-        return "" if isinstance(value, str) else "a word"
-    many = list(value) if isinstance(default, (tuple, list)) and isinstance(value, (tuple, list)) else [value]
-    if isinstance(default, (tuple, list)) and not (isinstance(value, (tuple, list)) and many):
-        return "several numbers, such as (1, 4)"
     least = min(least_count, 0.0)
-    fits = all(isinstance(x, Real) and not isinstance(x, bool) and least <= float(x) < inf for x in many)
-    words = "number" if len(many) == 1 else "numbers"
-    range_ = "" if least < 0 else " of zero or more"
-    return "" if fits else f"{'a ' if len(many) == 1 else ''}{words}{range_}"
+    sign = " of zero or more" if least == 0 else ""
+    if isinstance(default, bool):
+        fits, words = isinstance(value, bool), "True or False"
+    elif isinstance(default, str):
+        fits, words = isinstance(value, str), "a word"
+    elif isinstance(default, int):
+        names = {1.0: "a positive whole number", 0.0: "a whole number of zero or more"}
+        fits, words = _is_number(value, Integral, least_count), names.get(least_count, "a whole number")
+    elif isinstance(default, (tuple, list)):
+        many = isinstance(value, (tuple, list)) and len(value) > 0
+        fits, words = (
+            many and all(_is_number(x, Real, least) for x in value),
+            f"several numbers{sign}, such as (1, 4)",
+        )
+    else:
+        fits, words = _is_number(value, Real, least), f"a number{sign}"
+    return "" if fits else words
+
+
+def _is_number(value: Any, kind: Any, least: float) -> bool:
+    """Whether a value is a finite number of a kind, and not too small."""
+    return isinstance(value, kind) and not isinstance(value, bool) and bool(least <= value < inf)

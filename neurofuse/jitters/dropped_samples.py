@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
+from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.jitter import Jitter, JitterResult, Moved, second_clock
-from neurofuse.recording import FloatArray, NeurofuseError, Recording, Signal, Spikes, Stream
+from neurofuse.recording import FloatArray, Recording, Signal, Spikes, Stream
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from neurofuse.recording import (
-    FloatArray,
-    IntArray,
-    NeurofuseError,
-    Recording,
-    Signal,
-    Spikes,
-    Stream,
-)
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import FloatArray, IntArray, Recording, Signal, Spikes, Stream
 
 TimeMap = Callable[[FloatArray], FloatArray]
 

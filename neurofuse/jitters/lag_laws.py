@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from scipy.interpolate import make_interp_spline
 from scipy.special import j0
 
+from neurofuse.errors import NeurofuseError, RecordingError
 from neurofuse.jitters.jitter import (
     TRUTH_STEP_S,
     Jitter,
@@ -22,7 +23,7 @@ from neurofuse.jitters.jitter import (
     nearest,
     second_clock,
 )
-from neurofuse.recording import FloatArray, NeurofuseError, Recording, RecordingError, Signal, Spikes, Stream
+from neurofuse.recording import FloatArray, Recording, Signal, Spikes, Stream
 from neurofuse.theory.decoding import gaussian_attenuation
 
 

@@ -16,8 +16,9 @@ from numpy.typing import ArrayLike
 from scipy.interpolate import make_interp_spline
 from scipy.signal import bessel, bilinear_zpk, sosfilt, sosfilt_zi, zpk2sos
 
+from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.jitter import Jitter, JitterResult, Moved, pick
-from neurofuse.recording import FloatArray, NeurofuseError, Recording, Signal, Spikes, Stream
+from neurofuse.recording import FloatArray, Recording, Signal, Spikes, Stream
 
 
 @dataclass(frozen=True)

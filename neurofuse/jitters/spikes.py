@@ -12,17 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.jitter import Jitter, JitterResult, Moved, pick
-from neurofuse.recording import (
-    GAP_SAMPLES,
-    FloatArray,
-    IntArray,
-    NeurofuseError,
-    Recording,
-    Signal,
-    Spikes,
-    Stream,
-)
+from neurofuse.recording import GAP_SAMPLES, FloatArray, IntArray, Recording, Signal, Spikes, Stream
 from neurofuse.theory.decoding import gaussian_attenuation
 
 Edge = Literal["reflect", "wrap", "drop"]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from neurofuse.lag.hmm import HMMRates, LagHMM, LagLogLik, LagPosterior, LagPrior, marginal_log_lik
 
-N_STEPS = 30
+LBFGS_STEPS = 30
 # Prior probability that streams which were recorded together do not match.
 P_UNMATCHED = 0.02
 # Standard deviation, between recordings, of the logarithms of the drift and of the odds of a jump.
@@ -72,7 +72,7 @@ def calibrate(
     # The fine lag nearest to the truth stands for the interval around it.
     place = torch.where(known, lag_BT, 0.0) * ((n_fine - 1) / (2 * max_lag)) + (n_fine - 1) / 2
     nearest = place.round().clamp(0, n_fine - 1).long()[..., None]
-    optimizer = torch.optim.LBFGS(fitted, max_iter=N_STEPS, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(fitted, max_iter=LBFGS_STEPS, line_search_fn="strong_wolfe")
 
     def neg_log_prob() -> Tensor:
         optimizer.zero_grad()
@@ -130,7 +130,7 @@ def adapt_rates(rates: HMMRates, block_BJMG: Tensor, prior: LagPrior | None = No
         odds = centre_jump.logit() + change[1]
         return replace(rates, drift=centre_drift * change[0].exp(), jump=odds.sigmoid())
 
-    optimizer = torch.optim.LBFGS([change], max_iter=N_STEPS, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([change], max_iter=LBFGS_STEPS, line_search_fn="strong_wolfe")
 
     def neg_log_prob() -> Tensor:
         optimizer.zero_grad()

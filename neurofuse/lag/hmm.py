@@ -32,8 +32,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neurofuse.errors import NeurofuseError
 from neurofuse.lag.banded import cubic_taps
-from neurofuse.recording import NeurofuseError
 
 # Drift is a step of at most so many fine lags per block.
 REACH = 6

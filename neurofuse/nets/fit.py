@@ -69,21 +69,22 @@ def fit_network(
     Parameters
     ----------
     network : nn.Module
-        On its device.
-    draw, loss : callable
-        A training batch of row numbers, ndarray of int, shape (batch_size,); and the scalar loss of such a batch.
+    draw : callable
+        Makes a training batch from row numbers, ndarray of int, shape (batch_size,).
+    loss : callable
+        Scalar Tensor of a batch; the network is in training mode.
     validation_loss : callable
-        Scalar, every `check_every` steps and after the last one; without gradients and in evaluation mode.
-    n_rows, batch_size : int
-        Training rows, of which each is drawn once before any is drawn again; and rows per step.
-    rng : numpy Generator
-        Orders the rows.
-    n_steps, patience : int
-        Most gradient steps taken, and checks in a row without improvement before training stops.
+        Scalar, queried every `check_every` steps and after the last one, without gradients and in evaluation mode.
+    n_rows, rng : int, numpy Generator
+        Training rows, and what orders them. Each is drawn once before any is drawn again.
+    n_steps, batch_size : int
+        Most gradient steps taken, and rows per step.
     learning_rate, weight_decay : float
         Weights of two and more dimensions decay; with `decay_all` biases, norms and gains do as well.
     schedule : callable
         Makes a scheduler, stepped once per gradient step, from the optimizer and `n_steps`.
+    patience : int
+        Checks without improvement before training stops.
     title : str
         Of the progress bar, which `progress` shows on stderr.
 
@@ -94,60 +95,64 @@ def fit_network(
     """
     optimizer = torch.optim.AdamW(_decay_groups(network, weight_decay, decay_all), lr=learning_rate)
     scheduler = schedule(optimizer, n_steps)
-    best = _Best(network)
+    best, best_state, n_worse = math.inf, copy.deepcopy(network.state_dict()), 0
     history: dict[str, list[float]] = {}
-    recent, rows = [], shuffled(n_rows, batch_size, rng)
+    recent: list[float] = []
+    rows = shuffled(n_rows, batch_size, rng)
     with progress_bar(n_steps, title, shown=progress) as bar:
         for step in range(1, n_steps + 1):
-            batch = draw(next(rows))
-            network.train()
-            value = loss(batch)
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            _update(network, optimizer, [c.around_update(batch) for c in callbacks])
+            recent.append(_update(network, draw(next(rows)), loss, optimizer, callbacks))
             scheduler.step()
-            recent.append(float(value.detach()))
             bar.update()
             if step % check_every and step != n_steps:
                 continue
             network.eval()
             with torch.no_grad():
-                entry = {"step": step, "train": float(np.mean(recent)), "validation": validation_loss()}
-                for callback in callbacks:
-                    entry |= callback.report()
-            for name, number in entry.items():
-                history.setdefault(name, []).append(number)
+                validation = validation_loss()
+            entry = {"step": step, "train": float(np.mean(recent)), "validation": validation}
+            _record(history, entry, callbacks)
             recent = []
-            if best.update(entry["validation"]) >= patience:
+            bar.set_postfix(
+                validation=f"{validation:.3f}", best=f"{min(best, validation):.3f}", refresh=False
+            )
+            if validation < best:
+                best, best_state, n_worse = validation, copy.deepcopy(network.state_dict()), 0
+                continue
+            n_worse += 1
+            if n_worse >= patience:
                 break
-            bar.set_postfix(validation=f"{entry['validation']:.3f}", best=f"{best.loss:.3f}", refresh=False)
-    network.load_state_dict(best.state)
+    network.load_state_dict(best_state)
     network.eval()
     return history
 
 
 def _update(
-    network: nn.Module, optimizer: torch.optim.Optimizer, around: Sequence[AbstractContextManager[None]]
-) -> None:
+    network: nn.Module,
+    batch: T,
+    loss: Callable[[T], Tensor],
+    optimizer: torch.optim.Optimizer,
+    callbacks: Sequence[Callback[T]],
+) -> float:
+    """One gradient step; the loss before it."""
+    network.train()
+    value = loss(batch)
+    optimizer.zero_grad(set_to_none=True)
+    value.backward()
     nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM)
-    with ExitStack() as stack:
-        for context in around:
-            stack.enter_context(context)
+    with ExitStack() as around:
+        for callback in callbacks:
+            around.enter_context(callback.around_update(batch))
         optimizer.step()
+    return float(value.detach())
 
 
-class _Best:
-    """The weights of the lowest validation loss so far, and how many checks have been worse since."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.network, self.loss, self.n_worse = network, math.inf, 0
-        self.state = copy.deepcopy(network.state_dict())
-
-    def update(self, loss: float) -> int:
-        self.n_worse += 1
-        if loss < self.loss:
-            self.loss, self.n_worse, self.state = loss, 0, copy.deepcopy(self.network.state_dict())
-        return self.n_worse
+def _record(
+    history: dict[str, list[float]], entry: dict[str, float], callbacks: Sequence[Callback[T]]
+) -> None:
+    for callback in callbacks:
+        entry |= callback.report()
+    for name, number in entry.items():
+        history.setdefault(name, []).append(number)
 
 
 def shuffled(n_rows: int, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:

@@ -22,7 +22,8 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from neurofuse.recording import NeurofuseError, Recording, Spikes, intervals_of
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Recording, Spikes, intervals_of
 from neurofuse.report.figures.plot_decode import (
     plot_attention,
     plot_decoded,

@@ -15,7 +15,7 @@ import xarray as xr
 
 from neurofuse.alignment.result import Alignment
 from neurofuse.decode import DecodeConfig, DecodeResult
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
 from neurofuse.report.decode_page import write_report
 from neurofuse.report.study_page import write_study_report
 from neurofuse.report.study_table import with_threshold

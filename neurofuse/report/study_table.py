@@ -11,9 +11,9 @@ import pandas as pd
 import xarray as xr
 
 from neurofuse.config import ORACLE
+from neurofuse.errors import NeurofuseError
 from neurofuse.html import card
-from neurofuse.recording import NeurofuseError
-from neurofuse.study.run import LAYOUT
+from neurofuse.study.run import STUDY_LAYOUT
 from neurofuse.study.threshold import Quantity, Threshold, thresholds
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def open_study(path: str | Path) -> xr.Dataset:
         raise NeurofuseError(
             f"'{file}' cannot be read ({error}); it may be cut short: run the study again with --resume."
         ) from None
-    if table.attrs.get("layout") != LAYOUT:
-        raise NeurofuseError(f"'{file}' has the layout {table.attrs.get('layout')!r}, not {LAYOUT!r}.")
+    if table.attrs.get("layout") != STUDY_LAYOUT:
+        raise NeurofuseError(f"'{file}' has the layout {table.attrs.get('layout')!r}, not {STUDY_LAYOUT!r}.")
     return table
 
 

@@ -14,14 +14,15 @@ import numpy as np
 import xarray as xr
 from scipy.ndimage import gaussian_filter1d
 
-from neurofuse.recording import FloatArray, NeurofuseError, Recording, Signal, Spikes, Stream
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import FloatArray, Recording, Signal, Spikes, Stream
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Grid and smoothing on which the activity of two clocks is compared.
-GRID_S, SMOOTH_S = 0.01, 0.05
-DPI = 80
+GRID_S, RATE_SMOOTH_S = 0.01, 0.05
+VIEWER_DPI = 80
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _activity(streams: list[Stream], time_s: FloatArray) -> FloatArray:
             continue
         else:
             row = np.interp(time_s, stream.time_s, _size(stream))
-        row = gaussian_filter1d(row, SMOOTH_S / GRID_S)
+        row = gaussian_filter1d(row, RATE_SMOOTH_S / GRID_S)
         if row.std() > 0:
             rows.append((row - row.mean()) / row.std())
     return np.mean(rows, axis=0) if rows else np.zeros(time_s.size)
@@ -127,7 +128,7 @@ def _size(signal: Signal) -> FloatArray:
     spread = np.where(values.std(axis=0) > 0, values.std(axis=0), 1.0)
     mean: FloatArray = ((values - values.mean(axis=0)) / spread).mean(axis=1)
     if signal.kind == "lfp":
-        mean = gaussian_filter1d(mean, SMOOTH_S / signal.sample_s)
+        mean = gaussian_filter1d(mean, RATE_SMOOTH_S / signal.sample_s)
     return mean
 
 
@@ -159,7 +160,7 @@ def draw(
 
     part = shown(recording, view, clock=clock)
     n_panels = len(part.streams) + (part.movement is not None)
-    figure = Figure(figsize=(11, max(1.6 * n_panels, 3.2)), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(11, max(1.6 * n_panels, 3.2)), dpi=VIEWER_DPI, layout="constrained")
     parts: Any = figure.subfigures(1, 2, width_ratios=(2.6, 1))
     left, right = parts
     plot_recording(

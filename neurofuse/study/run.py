@@ -41,13 +41,13 @@ from neurofuse.study.cell import (
     two_clocks,
     unpacked,
 )
-from neurofuse.study.coherence import CRITERION, critical_level
-from neurofuse.study.levels import AROUND, SHARES, Levels, largest, plan_levels
+from neurofuse.study.coherence import HIT_CRITERION, predict_critical_level
+from neurofuse.study.levels import AROUND, SHARE_KINDS, Levels, largest, plan_levels
 from neurofuse.study.tasks import Record, Task, run_tasks
 from neurofuse.tokens import Tokens
 from neurofuse.variables import labelled
 
-LAYOUT = "neurofuse-study-1"
+STUDY_LAYOUT = "neurofuse-study-1"
 
 
 def run_study(
@@ -70,9 +70,9 @@ def run_study(
     jobs : int
         Worker processes, of one thread each; 0 works in this process, and leaves torch and BLAS with one thread.
     scheduler : str or distributed.Client, optional
-        A Dask cluster to run on instead. Neither changes a number.
+        A Dask cluster instead. Neither changes a number.
     out : path, optional
-        Folder for `study.nc`, `maps.nc` and one file a finished task in `tasks`.
+        Folder for `study.nc`, `maps.nc` and one file per finished task in `tasks`.
     resume : bool
         Go on with the study that `out` holds, if it is this one; what failed is tried again.
     progress : bool
@@ -82,12 +82,12 @@ def run_study(
     -------
     Dataset, dims (model, kind, level, seed, protocol)
         `r2` (with axis), `hit_rate`, `mass_on_truth`, `anomaly_rate`, `flicker` (1/s), `entropy` (nat),
-        `coverage_90`, each the mean over the clocks searched, NaN for decoders that look for no lag; `seconds` of
+        `coverage_90`, each the mean over the clocks searched, NaN for decoders that search no lag; `seconds` of
         training (shared out where one training serves several cells) and test, the one thing that differs between
         runs; `status` ("ok", "failed", "quarantined", "missing") and why, `message`. `level` counts from 0, the
         least jitter first; `level_value` (kind, level) is in `level_unit` (kind), NaN where a kind has fewer levels;
         `predicted` (kind) is the critical level of theory (see `neurofuse.study.coherence`), NaN where there is none,
-        and `levels_from` says where levels came from.
+        and `levels_from` is where levels came from.
 
     Raises
     ------
@@ -107,12 +107,8 @@ def run_study(
         "recording": content,
         "maps": {kind: _map_levels(p) for kind, p in plans.items()},
     }
-    settings = {
-        "layout": LAYOUT,
-        "version": version("neurofuse"),
-        "recording": digest(ready),
-        **context["config"],
-    }
+    origin = {"layout": STUDY_LAYOUT, "version": version("neurofuse"), "recording": digest(ready)}
+    settings = origin | context["config"]
     with _in_folder(out, settings, resume=resume) as folder:
         records = run_tasks(
             run_task,
@@ -128,13 +124,16 @@ def run_study(
         table = collect(config, plans, tasks, records, axes=ready.movement.axes if ready.movement else ())
         table.attrs |= {"recording": recording.name, "settings": json.dumps(settings)}
         if out is not None:
-            maps = collect_maps(tasks, records)
-            for name, found in (("study.nc", table), ("maps.nc", maps)):
-                if found is not None:
-                    packed = {"posterior": {"zlib": True}} if "posterior" in found else {}
-                    with whole_file(folder / name) as partial:
-                        found.to_netcdf(partial, engine="h5netcdf", encoding=packed)
+            _write(folder / "study.nc", table)
+            _write(folder / "maps.nc", collect_maps(tasks, records))
     return table
+
+
+def _write(path: Path, table: xr.Dataset | None) -> None:
+    if table is not None:
+        packed = {"posterior": {"zlib": True}} if "posterior" in table else {}
+        with whole_file(path) as partial:
+            table.to_netcdf(partial, engine="h5netcdf", encoding=packed)
 
 
 def plan_tasks(config: StudyConfig) -> list[Task]:
@@ -221,7 +220,7 @@ def _plan_levels(ready: Recording, content: bytes, config: StudyConfig) -> dict[
 
 
 def _predicted(kind: str, content: bytes, config: StudyConfig, span_s: float) -> float:
-    """Critical level by what the clocks tell of each other; NaN for lags, which a decoder can undo."""
+    """Critical level from the coherence between the clocks; NaN for lags, which a decoder can undo."""
     jitter = of_kind(kind)
     if jitter.acts_on == "clock":
         return float("nan")
@@ -231,17 +230,17 @@ def _predicted(kind: str, content: bytes, config: StudyConfig, span_s: float) ->
     def jittered(level: float) -> Tokens:
         return tokens_at(content, settings, 0, "none", kind if level else None, level).tokens
 
-    limit = min(AROUND * top, 0.99) if jitter.kind in SHARES else AROUND * top
+    limit = min(AROUND * top, 0.99) if jitter.kind in SHARE_KINDS else AROUND * top
     window_s = WINDOW_S if config.window_s is None else config.window_s
-    return critical_level(jittered, largest=limit, window_s=window_s, max_lag_s=_max_lag_s(config))[0]
+    return predict_critical_level(jittered, largest=limit, window_s=window_s, max_lag_s=_max_lag_s(config))[0]
 
 
 def _map_levels(plan: Levels) -> list[int]:
     """Three levels at which the lag over time is worth seeing: below the critical one, at it, and beyond."""
     values = np.log(plan.values)
     middle = np.log(plan.predicted) if np.isfinite(plan.predicted) else values.mean()
-    wanted = middle + np.log(3) * np.array([-1, 0, 1])
-    return sorted({int(np.abs(values - w).argmin()) for w in wanted})
+    centres = middle + np.log(3) * np.array([-1, 0, 1])
+    return sorted({int(np.abs(values - w).argmin()) for w in centres})
 
 
 def collect(
@@ -303,11 +302,11 @@ def collect(
             "axis": list(axes),
         },
         attrs={
-            "layout": LAYOUT,
+            "layout": STUDY_LAYOUT,
             "version": version("neurofuse"),
             "fixed": FIXED,
             "oracle": ORACLE,
-            "criterion": CRITERION,
+            "criterion": HIT_CRITERION,
             "window_s": config.window_s,
             "max_lag_s": config.max_lag_s,
         },
@@ -319,7 +318,7 @@ def collect_maps(tasks: Sequence[Task], records: Mapping[str, Record]) -> xr.Dat
     """The lag over time that was kept of a few cells, dims (cell, time, lag); None where nothing was.
 
     `posterior` (float16), `time_s`, `lag_path_s`, `true_lag_s`, NaN beyond the end of a cell's stretch; every cell
-    is told by `model`, `kind`, `level` (index) and `protocol`, all of the first seed.
+    is identified by `model`, `kind`, `level` (index) and `protocol`, all of the first seed.
     """
     found = [
         {"model": t.coordinates["model"], "protocol": t.coordinates["protocol"]} | kept
@@ -366,7 +365,7 @@ def as_json(table: xr.Dataset) -> dict[str, Any]:
         return values.tolist()
 
     return {
-        "layout": LAYOUT,
+        "layout": STUDY_LAYOUT,
         "settings": json.loads(table.attrs["settings"]),
         "dims": [str(d) for d in table["hit_rate"].dims],
         **{str(name): plain(table[name].values) for name in (*table.coords, *table.data_vars)},
@@ -383,7 +382,7 @@ def _in_folder(out: str | Path | None, settings: dict[str, Any], *, resume: bool
     folder = Path(out)
     made = _begin(folder, settings, resume=resume)
     with ExitStack() as stack:
-        stack.enter_context(_alone_in(folder))
+        stack.enter_context(_locked(folder))
         try:
             yield folder
         except BaseException:
@@ -411,7 +410,7 @@ def _begin(folder: Path, settings: dict[str, Any], *, resume: bool) -> list[Path
         with whole_file(folder / "settings.json") as partial:
             partial.write_text(json.dumps(settings, indent=2), encoding="utf-8")
         return above
-    if not isinstance(kept, dict) or kept.get("layout") != LAYOUT:
+    if not isinstance(kept, dict) or kept.get("layout") != STUDY_LAYOUT:
         raise NeurofuseError(
             f"'{folder}' exists and holds something other than a study; choose another --out."
         )
@@ -434,7 +433,7 @@ def _short(value: object) -> str:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Refuse to write where another study is at work; the lock dies with whoever holds it."""
     try:
         import fcntl

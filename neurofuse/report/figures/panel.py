@@ -13,7 +13,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from neurofuse.recording import GAP_SAMPLES, FloatArray, NeurofuseError
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import GAP_SAMPLES, FloatArray
 
 AxesArray = NDArray[np.object_]
 

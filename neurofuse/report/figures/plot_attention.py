@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
 from neurofuse.report.figures.panel import (
     BLACK,
     BLUE,
@@ -166,7 +166,7 @@ def plot_calibration(scores: xr.Dataset, *, ax: Sequence[Axes] | AxesArray | Non
         panel.set_xlim(-0.03, 1.03)
         panel.set_ylim(-0.03, 1.06)
         tidy(panel)
-    axes[0].set_xlabel("confidence: probability near the most probable lag")
+    axes[0].set_xlabel("confidence: probability near the mode")
     axes[0].set_ylabel("accuracy: share of time\nwith the true lag there")
     axes[1].set_xlabel("probability inside the central interval")
     axes[1].set_ylabel("coverage: share of time\nwith the true lag inside")

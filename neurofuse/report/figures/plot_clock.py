@@ -84,7 +84,8 @@ def _draw_lag(
     panel.axis(frame)
     panel.set_ylabel(f"lag of '{safe_text(found.clock_b, 18)}' (s)")
     legend_above(panel, on=MAP)
-    panel.set_title(safe_text(_headline(found), 90), **TITLE)
+    # Above the legend, which would cover the end of a long verdict.
+    panel.set_title(safe_text(_headline(found), 90), pad=24, **TITLE)
 
 
 def _draw_residual(

@@ -10,7 +10,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from neurofuse.recording import NeurofuseError, Recording, Signal, Spikes
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Recording, Signal, Spikes
 from neurofuse.report.figures.panel import (
     BLACK,
     BLUE,
