@@ -256,7 +256,7 @@ def test_values_out_of_range_are_refused_and_those_of_other_packages_may_be_nega
         ("small", {"n_steps": -3}, "decoder 'small': n_steps must be a positive whole number"),
         ("small", {"dropout": -0.1}, "dropout must be a number of zero or more"),
         ("tracked", {"seed": -1}, "seed must be a whole number of zero or more"),
-        ("tracked", {"dilations": 4}, r"dilations must be several numbers, such as \(1, 4\)"),
+        ("tracked", {"dilations": 4}, r"dilations must be several numbers of zero or more, such as \(1, 4\)"),
         ("tracked", {"device": 0}, "device must be a word"),
         ("early", {"causal": "yes"}, "causal must be True or False"),
     ):

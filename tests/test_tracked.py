@@ -23,7 +23,7 @@ def start(parts, **more):
     """Drift and jumps before any training, s per root second and per second."""
     decoder = quick("tracked", unimodal=False, **more)
     decoder.token_s_ = parts.train.tokens.token_s
-    network = decoder._network([9, 9], 2, 10)
+    network = decoder.build_network([9, 9], 2, 10)
     return network.lag_attentions[0].hmm.rates.in_seconds(decoder._grid())
 
 
@@ -88,8 +88,8 @@ def test_settings_that_make_no_sense_are_refused(parts):
     for more, sentence in (
         ({"drift": 0.01, "skew_ppm": 20.0}, "are both given.*give one"),
         ({"drift": 5.0}, "more than the 6 that can be tracked"),
-        ({"tokens_per_block": 0}, "tokens_per_block must be a whole number of at least 1, got 0"),
-        ({"fine_lags_per_token": 0}, "fine_lags_per_token must be a whole number of at least 1, got 0"),
+        ({"tokens_per_block": 0}, "tokens_per_block must be a positive whole number, got 0"),
+        ({"fine_lags_per_token": 0}, "fine_lags_per_token must be a positive whole number, got 0"),
     ):
         with pytest.raises(NeurofuseError, match=sentence):
             quick("tracked", **more).fit(parts.train, validation=parts.validation)
