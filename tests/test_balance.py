@@ -180,16 +180,16 @@ def test_every_torch_decoder_is_scored_clock_by_clock_and_can_be_balanced(name, 
 @pytest.mark.parametrize("name", FUSING)
 def test_training_on_a_single_clock_is_the_same_whatever_the_balance(name):
     recording = two_systems()
-    alone = cut(recording.but(streams=(recording["a"],)))
-    said = [
-        quick(name, n_steps=5, **more).fit(alone.train, validation=alone.validation).predict(alone.test)
+    single = cut(recording.but(streams=(recording["a"],)))
+    movement = [
+        quick(name, n_steps=5, **more).fit(single.train, validation=single.validation).predict(single.test)
         for more in ({"modality_dropout": 0.0}, {"modality_dropout": 0.9}, {"balance": "ogm-ge"})
     ]
-    np.testing.assert_array_equal(said[0], said[1])
-    np.testing.assert_array_equal(said[0], said[2])
+    np.testing.assert_array_equal(movement[0], movement[1])
+    np.testing.assert_array_equal(movement[0], movement[2])
 
 
-def test_windows_that_miss_a_stream_do_not_teach_the_lag(parts):
+def test_windows_that_miss_a_stream_do_not_train_the_lag(parts):
     decoder = quick("tracked", n_steps=1).fit(parts.train, validation=parts.validation)
     decoder.network_.train()
     batch = parts.train.batch(slice(0, 8))
@@ -198,38 +198,35 @@ def test_windows_that_miss_a_stream_do_not_teach_the_lag(parts):
         batch = replace(batch, lag=np.zeros_like(lag) if known else lag)
         for k in (0, 1):
             masked = keep_only(batch, [k])
-            reading = decoder.network_(*decoder.network_inputs(masked))[1]
-            assert float(alignment_losses(reading.posteriors, masked, decoder.max_lag_)) == 0
-        reading = decoder.network_(
-            *decoder.network_inputs(mismatch_some(batch, 0.5, np.random.default_rng(0)))
-        )[1]
-        swapped = mismatch_some(batch, 0.5, np.random.default_rng(0))
-        assert float(alignment_losses(reading.posteriors, swapped, decoder.max_lag_)) > 0
+            readout = decoder.network_(*decoder.network_inputs(masked))[1]
+            assert alignment_losses(readout.posteriors, masked, decoder.max_lag_).item() == 0
+        mismatched = mismatch_some(batch, 0.5, np.random.default_rng(0))
+        readout = decoder.network_(*decoder.network_inputs(mismatched))[1]
+        assert alignment_losses(readout.posteriors, mismatched, decoder.max_lag_).item() > 0
 
 
-def test_where_nothing_asks_the_usual_lag_is_believed(parts):
-    """With the anchor absent the posterior is the prior; with it there, it is not."""
+def test_without_the_anchor_the_posterior_is_the_prior(parts):
     decoder = quick("tracked", n_steps=1).fit(parts.train, validation=parts.validation)
     inside = parts.train[10:14]  # the anchor was recorded throughout, and on both sides
-    track = decoder.network_.attentions[0].hmm
+    hmm = decoder.network_.attentions[0].hmm
     with torch.no_grad():
-        track.prior_L[3] += 0.5
-        track.log_drift -= 1
-        prior = track.rates.log_prior_G.softmax(-1)
-    alone = decoder.decode(inside.without(0)).posterior["b"]
-    np.testing.assert_allclose(alone, np.broadcast_to(prior, alone.shape), atol=1e-3)
+        hmm.prior_L[3] += 0.5
+        hmm.log_drift -= 1
+        prior = hmm.rates.log_prior_G.softmax(-1)
+    posterior = decoder.decode(inside.without(0)).posterior["b"]
+    np.testing.assert_allclose(posterior, np.broadcast_to(prior, posterior.shape), atol=1e-3)
     assert np.abs(decoder.decode(inside).posterior["b"] - prior.numpy()).max() > 0.01
 
 
-def test_of_a_single_stream_left_its_own_head_says_the_movement(parts):
+def test_where_one_stream_is_left_its_unimodal_network_decodes(parts):
     decoder = quick("tracked", n_steps=5).fit(parts.train, validation=parts.validation)
     inside = parts.train[10:14]
-    decoder.network_.unimodal_weight_KA.zero_()  # the fusion alone speaks where it can
+    decoder.network_.unimodal_weight_KA.zero_()  # the fusion only, where both streams are there
     both, left = decoder.predict(inside), [decoder.predict(inside.without(k)) for k in (0, 1)]
     with torch.no_grad():
         for p in decoder.network_.unimodal[1].head.output.parameters():
             p.zero_()
-    # The anchor is gone: the other clock's head speaks, and says the mean.
+    # Without the anchor the other clock's network decodes, here the mean.
     np.testing.assert_allclose(
         decoder.predict(inside.without(0)),
         np.broadcast_to(decoder.movement_scale_.mean, both.shape),
@@ -239,38 +236,38 @@ def test_of_a_single_stream_left_its_own_head_says_the_movement(parts):
     np.testing.assert_array_equal(decoder.predict(inside), both)
 
 
-def test_weights_of_voices_are_the_best_convex_ones():
+def test_mixture_weights_are_the_best_convex_ones():
     rng = np.random.default_rng(0)
-    said = rng.standard_normal((500, 3))
+    x = rng.standard_normal((500, 3))
     planted = np.array([0.6, 0.0, 0.4])
-    np.testing.assert_allclose(convex_weights(said, said @ planted), planted, atol=1e-6)
-    # A voice that would be best turned round is not heard, and weights add up whatever the scale.
-    np.testing.assert_allclose(convex_weights(said, 3 * said[:, 0] - said[:, 1]), [1, 0, 0], atol=1e-3)
+    np.testing.assert_allclose(convex_weights(x, x @ planted), planted, atol=1e-6)
+    # A negative weight becomes zero, and weights sum to one whatever the scale.
+    np.testing.assert_allclose(convex_weights(x, 3 * x[:, 0] - x[:, 1]), [1, 0, 0], atol=1e-3)
 
 
-def test_each_clock_speaks_beside_the_fusion_as_far_as_its_share_and_through_the_alignment(parts):
+def test_unimodal_decodes_are_mixed_in_by_their_weights_and_through_the_alignment(parts):
     decoder = quick("tracked", n_steps=5).fit(parts.train, validation=parts.validation)
     inside = parts.train[10:14]
-    share = decoder.network_.unimodal_weight_KA
-    assert bool((share >= 0).all())
-    assert bool((share.sum(0) <= 1 + 1e-6).all())
+    weight = decoder.network_.unimodal_weight_KA
+    assert bool((weight >= 0).all())
+    assert bool((weight.sum(0) <= 1 + 1e-6).all())
     for k in (0, 1):
-        said = []
+        mixed = []
         for value in (0.0, 0.25, 1.0):
-            share.zero_()
-            share[k] = value
-            said.append(decoder.predict(inside))
-        np.testing.assert_allclose(said[1], 0.75 * said[0] + 0.25 * said[2], atol=1e-5)
+            weight.zero_()
+            weight[k] = value
+            mixed.append(decoder.predict(inside))
+        np.testing.assert_allclose(mixed[1], 0.75 * mixed[0] + 0.25 * mixed[2], atol=1e-5)
         if k == 0:
-            np.testing.assert_allclose(said[2], decoder.predict(inside.without(1)), atol=1e-5)
+            np.testing.assert_allclose(mixed[2], decoder.predict(inside.without(1)), atol=1e-5)
             continue
-        # All belief on one lag: what the other clock says is what it says alone, that much later.
+        # With all probability on one lag, the other clock's decode is moved by that lag.
         lag, reach = 2, decoder.max_lag_
         values, present, width = decoder.network_inputs(inside.batch(slice(None)))
         steps = inside.n_steps + 2 * (width - reach)
-        belief = point_posterior(torch.full((len(inside), steps), float(lag)), reach, 2 * reach + 1)
+        posterior = point_posterior(torch.full((len(inside), steps), float(lag)), reach, 2 * reach + 1)
         with torch.no_grad():
-            through, _ = decoder.network_(values, present, width, [belief])
+            through, _ = decoder.network_(values, present, width, [posterior])
             whole, _ = decoder.network_.unimodal[1](values, present, 0)
         np.testing.assert_allclose(through, whole[:, width + lag : width + lag + inside.n_steps], atol=1e-5)
 
@@ -290,8 +287,8 @@ def test_decoding_goes_on_when_a_stream_fails(name):
         assert without < decoder.score(failing(windows.test, k, every_s=3.0)) < both
 
 
-def test_in_the_dominated_recording_only_the_field_tells_the_corrections():
-    """What units leave unexplained of the movement is there in the field, and in the units is not."""
+def test_in_the_dominated_recording_only_the_field_holds_the_corrections():
+    """The part of the movement that units leave unexplained is in the field, and not in the units."""
     recording, _ = simulate(config=replace(DOMINANCE, duration_s=60.0), rng=np.random.default_rng(0))
     velocity = recording.movement.data.values
     assert velocity.std(0) == pytest.approx([10, 10], rel=0.2)
@@ -305,7 +302,7 @@ def test_in_the_dominated_recording_only_the_field_tells_the_corrections():
     assert corrections.var() / velocity.var() == pytest.approx(0.2, abs=0.05)
 
 
-def test_settings_that_mean_nothing_are_refused(parts):
+def test_settings_out_of_range_are_refused(parts):
     with pytest.raises(NeurofuseError, match="no balancing 'fair'; choose one of none, ogm-ge"):
         quick("early", balance="fair").fit(parts.train)
     with pytest.raises(NeurofuseError, match=r"got 1\.5; give a number between 0 and 1"):

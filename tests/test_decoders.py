@@ -325,7 +325,7 @@ def test_a_lag_is_tracked_through_a_recording_and_across_its_gaps(parts, causal,
         prediction.posterior["b"], expected.p_lag_BTG[0, kept][place].numpy(), atol=1e-4
     )
     np.testing.assert_allclose(
-        prediction.match["b"], expected.p_matched_BT[0, kept][place].numpy(), atol=1e-4
+        prediction.p_matched["b"], expected.p_matched_BT[0, kept][place].numpy(), atol=1e-4
     )
     assert prediction.path["b"].shape == X.shape
     # Windows with a lag each are independent.

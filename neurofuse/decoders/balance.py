@@ -141,7 +141,7 @@ def clock_parts(network: nn.Module, n_inputs: Sequence[int]) -> list[list[Part]]
 
 
 def update_scales(losses: Sequence[float]) -> FloatArray:
-    """OGM: factors on the updates of the clocks' encoders, from the mean squared error of each clock alone.
+    """OGM: factors on the updates of the clocks' encoders, from the mean squared error with each clock only.
 
     s_u = 1 / (MSE_u + eps), rho_u = s_u / mean of the others' s, k_u = 1 - tanh(alpha * max(rho_u - 1, 0)).
     Peng et al. 2022 (CVPR, "Balanced multimodal learning via on-the-fly gradient modulation") score by the
@@ -241,7 +241,7 @@ class ClockLosses(Callback[Sample]):
         """Losses of the network as it is."""
         numbers = range(len(self.clocks))
         only = [self.loss([k]) for k in numbers]
-        # Of two clocks, one without the other is the other alone.
+        # Of two clocks, a loss without one is the loss with only the other.
         without = (
             only[::-1] if len(only) == 2 else [self.loss([j for j in numbers if j != k]) for k in numbers]
         )

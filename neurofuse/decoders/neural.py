@@ -54,7 +54,7 @@ class TorchDecoder(Decoder):
     patience, check_every : int
         Validation checks without improvement before stopping, and gradient steps between checks.
     causal : bool
-        Decode from the past alone.
+        Decode from the past only.
     seed : int
         Random seed.
     device : str
@@ -190,7 +190,7 @@ class TorchDecoder(Decoder):
         return sum(p.numel() for p in self.network_.parameters())
 
     def new_network(self, n_inputs: list[int], n_axes: int, max_lag: int, *, device: str = "cpu") -> Any:
-        """`build_network` with initial weights, a function of the seed alone."""
+        """`build_network` with initial weights, a function of the seed."""
         return new_network(
             lambda: self.build_network(n_inputs, n_axes, max_lag), seed=self.seed, device=device
         )

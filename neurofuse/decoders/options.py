@@ -12,6 +12,8 @@ from neurofuse.errors import NeurofuseError
 
 # Whole numbers that may be zero.
 MAY_BE_ZERO = ("seed", "n_derivatives")
+# Numbers with a sign: which clock is the faster one.
+MAY_BE_NEGATIVE = ("skew_ppm",)
 
 
 def check_class(cls: Any) -> None:
@@ -60,7 +62,7 @@ def check_value(cls: type[Decoder], option: str, value: Any) -> None:
     own = next(
         kind for kind in cls.__mro__ if issubclass(kind, Decoder) and kind.__module__.startswith("neurofuse.")
     )
-    signed = option not in own.options()
+    signed = option in MAY_BE_NEGATIVE or option not in own.options()
     if problem := _misfit(value, default, -inf if signed else float(option not in MAY_BE_ZERO)):
         raise NeurofuseError(f"decoder '{cls.name}': {option} must be {problem}, got {value!r}.")
 

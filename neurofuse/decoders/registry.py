@@ -46,7 +46,7 @@ def decoder_classes() -> dict[str, type[Decoder]]:
 
 
 def registered_decoders() -> tuple[type[Decoder], ...]:
-    """Classes registered in this process alone, which have to be sent to any process that it starts."""
+    """Classes registered in this process only, which have to be sent to any process that it starts."""
     elsewhere = {*BUILT_IN, *_installed()}
     return tuple(kind for kind in DECODERS.values() if kind not in elsewhere)
 

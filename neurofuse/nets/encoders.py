@@ -36,7 +36,7 @@ class SeededDropout(nn.Module):
 
 
 class TemporalBlock(nn.Module):
-    """A residual convolution over time, of the past alone where `causal`."""
+    """A residual convolution over time, of the past only where `causal`."""
 
     def __init__(self, width: int, *, kernel: int, dilation: int, dropout: float, causal: bool) -> None:
         super().__init__()
@@ -160,10 +160,10 @@ def set_dropout_generator(network: nn.Module, generator: torch.Generator) -> Non
             layer.generator = generator
 
 
-def _innermost_first(layer: nn.Module, seen: set[nn.Module]) -> Iterator[nn.Module]:
+def _innermost_first(layer: nn.Module, visited: set[nn.Module]) -> Iterator[nn.Module]:
     for inner in layer.children():
-        if inner not in seen:
-            yield from _innermost_first(inner, seen)
-    if layer not in seen:
-        seen.add(layer)
+        if inner not in visited:
+            yield from _innermost_first(inner, visited)
+    if layer not in visited:
+        visited.add(layer)
         yield layer

@@ -1,4 +1,4 @@
-"""In: a seed, and how a network is built. Out: the network with weights that depend on the seed alone."""
+"""In: a seed, and how a network is built. Out: the network with weights that depend on the seed only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def seeded(seed: int, device: str = "cpu") -> Iterator[None]:
 
 
 def new_network(build: Callable[[], nn.Module], *, seed: int, device: str = "cpu") -> nn.Module:
-    """Construct a network on a device, its initial weights a function of the seed alone; see `initialise`."""
+    """Construct a network on a device, its initial weights a function of the seed; see `initialise`."""
     with seeded(seed):
         network = build()
     # Weights are drawn on the CPU, so that they are the same on every device.
