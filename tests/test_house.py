@@ -18,25 +18,25 @@ LIMITS = {
     "circles of imports": 0,
     "circles with typing": 0,
     "bindings with forbidden words": 0,
-    "prose with forbidden words": 4,  # 0
+    "prose with forbidden words": 0,
     "module names twice": 0,
     "classes twice": 0,
     "constants twice": 0,
     "settings twice": 0,
     "settings again in a command": 7,
     "keyword-passing lines": 237,  # 80
-    "functions over 80 lines": 3,  # 0
+    "functions over 80 lines": 0,
     "functions over complexity 20": 10,  # 0
-    "submodule imports in documents": 8,
+    "submodule imports in documents": 0,
     "private imports": 0,
     "functions without types": 0,
-    "longest function": 97,  # 80
+    "longest function": 80,
     "largest complexity": 29,  # 20
-    "lines to add a decoder": 467,  # 450
-    "lines to add a network": 1093,  # 900
+    "lines to add a decoder": 444,  # 450
+    "lines to add a network": 1082,  # 900
     "lines to add a format": 798,  # 600
-    "lines to add a study metric": 1077,  # 800
-    "package lines": 28628,  # 24000
+    "lines to add a study metric": 1076,  # 800
+    "package lines": 28620,  # 24000
 }
 
 
