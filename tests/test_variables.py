@@ -17,7 +17,7 @@ from neurofuse.simulation import SimulationConfig, simulate
 from neurofuse.study.cell import StudyConfig
 from neurofuse.study.run import run_study
 from neurofuse.tokens import tokenize
-from neurofuse.tuning import tuning
+from neurofuse.tuning import unit_tuning
 from neurofuse.variables import UNKNOWN, VARIABLES, labelled
 from neurofuse.windows import split
 
@@ -49,7 +49,7 @@ def tables(tiny, tmp_path_factory) -> dict[str, xr.Dataset]:
         "attention": weights,
         "attention_scores": attention_scores(weights),
         "contribution": contribution(decoder, parts.test),
-        "tuning": tuning(tokens),
+        "tuning": unit_tuning(tokens),
         "gradient_path": gradient_path(decoder, parts.test),
         "gradient_over_time": gradient_over_time(decoder, parts.test),
         "watch_gradients": watch.table(),
