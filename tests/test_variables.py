@@ -7,19 +7,18 @@ import pytest
 import xarray as xr
 
 from neurofuse.alignment.align import align
-from neurofuse.alignment.result import AlignConfig
 from neurofuse.attention_maps import attention, attention_scores, contribution
-from neurofuse.decode import DecodeConfig, decode_recording
+from neurofuse.config import AlignConfig, DecodeConfig, StudyConfig
+from neurofuse.decode import decode_recording
 from neurofuse.decoders.gradients import gradient_over_time, gradient_path, watch_gradients
 from neurofuse.decoders.registry import make_decoder
 from neurofuse.jitters.lag_laws import Offset, WindowLag
 from neurofuse.simulation import SimulationConfig, simulate
-from neurofuse.study.cell import StudyConfig
 from neurofuse.study.run import run_study
 from neurofuse.tokens import tokenize
 from neurofuse.tuning import unit_tuning
 from neurofuse.variables import UNKNOWN, VARIABLES, labelled
-from neurofuse.windows import split
+from neurofuse.windows import split_windows
 
 SIZES = {"token_s": 0.1, "window_s": 1.0, "max_lag_s": 0.3, "n_steps": 4}
 
@@ -32,7 +31,7 @@ def tables(tiny, tmp_path_factory) -> dict[str, xr.Dataset]:
     decoded = decode_recording(apart, config=DecodeConfig(**SIZES, jitter="offset:0.1"))
     tokens = tokenize(tiny, token_s=0.1)
     sizes = {"window_s": 0.5, "max_lag_s": 0.1, "rng": np.random.default_rng(0)}
-    parts = split(tokens, jitter=WindowLag(0.05), **sizes)
+    parts = split_windows(tokens, jitter=WindowLag(0.05), **sizes)
     decoder = make_decoder("tracked", n_steps=2)
     with watch_gradients(decoder) as watch:
         decoder.fit(parts.train, validation=parts.validation)
