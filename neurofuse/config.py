@@ -138,6 +138,11 @@ class Settings:
     def __post_init__(self) -> None:
         for one in fields(self):
             check_number(one.name, getattr(self, one.name), one.metadata)
+        if self.drift is not None and self.skew_ppm is not None:
+            raise NeurofuseError(
+                f"drift (--drift) {self.drift:g} and skew_ppm (--skew) {self.skew_ppm:g} are both given, and a skew is "
+                "converted to a drift; give one."
+            )
         if self.max_lag_s is not None and self.max_lag_s >= self.longest_lag_s:
             raise NeurofuseError(
                 f"the largest lag of {self.max_lag_s:g} s must be shorter than a window ({self.longest_lag_s:g} s); "

@@ -73,6 +73,14 @@ def test_a_lag_as_long_as_a_window_is_refused_where_windows_are_searched():
     assert AlignConfig(max_lag_s=30.0).max_lag_s == 30.0
 
 
+def test_a_drift_and_a_skew_are_not_given_together():
+    for config in CONFIGS:
+        with pytest.raises(
+            NeurofuseError, match=r"drift \(--drift\) 0.1 and skew_ppm \(--skew\) 20 are both given"
+        ):
+            config(drift=0.1, skew_ppm=20.0)
+
+
 def test_shares_that_leave_no_test_are_refused():
     with pytest.raises(NeurofuseError, match="leave nothing for the test"):
         DecodeConfig(train=0.8, validation=0.2)
