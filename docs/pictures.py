@@ -1,9 +1,10 @@
-"""The pictures of README and documentation, from results of the command line.
+"""The pictures of README and documentation, from results of the command line::
 
-neurofuse decode demo --out out/demo
-neurofuse study demo --jitter noise --decoders tracked,softmax --protocol test-only --seeds 3 --out out/study
-neurofuse align demo:skew --out out/clock
-python docs/pictures.py out
+    neurofuse decode demo --out out/demo
+    neurofuse align demo:skew --out out/clock
+    neurofuse study demo --jitter noise --decoders tracked,softmax --protocol test-only \\
+        --seeds 2 --steps 150 --token 0.05 --out out/study
+    python docs/pictures.py out
 """
 
 import shutil
