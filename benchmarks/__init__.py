@@ -1,1 +1,1 @@
-"""What neurofuse costs, as ratios within one run."""
+"""What neurofuse costs and how well it performs; a module per question, run by `python -m benchmarks.NAME`."""

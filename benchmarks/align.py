@@ -1,13 +1,13 @@
-"""In: sessions whose second clock errs by a known law. Out: how well the clock is found from the signals alone.
+"""In: sessions whose second clock errs by a known law. Out: errors of the clock estimated from the signals alone.
 
 `python -m benchmarks.align [--quick] [--only NAME ...] --out DIR`
 
 session    a simulated 20-minute session: offset 0.4 s, skew 30 ppm, one jump of 80 ms
 m1         M1 parted into 20 + 64 units: lag of windows of 10, 3 and 1 s of data, offset U(-1, 1) s, no movement; the
-           network is trained along the clock that the scan found, and baselines see the same windows
-offset     a constant unknown offset U(-5, 5) s and 30 ppm over the M1 session, found or not
+           network is trained along the clock of the scan, and the baselines are given the same windows
+offset     a constant unknown offset U(-5, 5) s and 30 ppm over the M1 session
 walk       simulated spikes and LFP, offset and a random walk of the lag
-unrelated  streams of two unrelated stretches, and as many related ones: which are refused
+unrelated  streams of two unrelated stretches, and as many related ones: how many are refused
 hour       an hour of 96 units and 32 channels at 1 kHz through the command line: seconds, memory
 
 M1 comes in bins of 50 ms; spikes are taken to lie anywhere in their bin, so lags between bins are possible.
@@ -29,15 +29,17 @@ from typing import Any
 import numpy as np
 
 from neurofuse.alignment.align import align
-from neurofuse.alignment.baselines import gcc_phat_curves, summed, xcorr_curves
+from neurofuse.alignment.baselines import SERIES_LOG_LIK, summed
 from neurofuse.alignment.clock_map import ClockMap
 from neurofuse.alignment.lag_evidence import lag_summary, on_finer_lags
-from neurofuse.alignment.result import AlignConfig, AlignmentRefused
-from neurofuse.alignment.ridge_scan import RidgeReader, scan
-from neurofuse.alignment.self_supervised import present_firsts, train_along, windows_along, zero_of
+from neurofuse.alignment.result import AlignmentRefused
+from neurofuse.alignment.ridge_scan import RidgePredictor, scan
+from neurofuse.alignment.self_supervised import estimate_zero, recorded_by_both, train_along, windows_along
 from neurofuse.alignment.signal_pair import SignalPair, signal_pair
-from neurofuse.jitters.lag_laws import Diffusion, LagLaw, move_clock
-from neurofuse.recording import NeurofuseError, Recording, Signal, Spikes, split_units
+from neurofuse.config import AlignConfig
+from neurofuse.errors import NeurofuseError
+from neurofuse.jitters.lag_laws import Diffusion, LagJitter, move_clock
+from neurofuse.recording import Recording, Signal, Spikes, split_units
 from neurofuse.scores import share_inside
 from neurofuse.simulation import SimulationConfig, simulate
 
@@ -45,7 +47,7 @@ HIT_S = 0.05
 
 
 @dataclass(frozen=True)
-class Session(LagLaw):
+class Session(LagJitter):
     """An offset of `level`, a skew, one jump."""
 
     ppm: float = 30.0
@@ -126,31 +128,31 @@ def windows_of_split(seed: int, quick: bool) -> dict[str, Any]:
     edge_s = tokens.origin_s + 0.7 * tokens.n_tokens * tokens.token_s
     clock = ClockMap.constant(start.best_s, tokens.origin_s, edge_s)
     clock_start = time.process_time()
-    finder, _ = train_along(
+    estimator, _ = train_along(
         pair, clock, search_s=1.0, span_s=(tokens.origin_s, edge_s), n_steps=150 if quick else 500
     )
     train_s = time.process_time() - clock_start
-    reader = RidgeReader.fit(
+    ridge = RidgePredictor.fit(
         coarse,
         np.full(round(0.7 * len(coarse)), start.best_s),
         0,
         round(0.7 * len(coarse)),
     )
     first_test = round(0.72 * tokens.n_tokens)
-    zero = zero_of(pair, clock, (tokens.origin_s, edge_s))
+    zero = estimate_zero(pair, clock, (tokens.origin_s, edge_s))
     out: dict[str, Any] = {"start_lag_s": start.best_s, "zero_s": zero, "train_cpu_s": train_s}
     for length_s in (10.0, 3.0, 1.0):
         n = round(length_s / tokens.token_s)
         first = np.arange(first_test, tokens.n_tokens - n, max(1, n // 4))
-        first = present_firsts(pair, clock, first, n, 1.0)
+        first = recorded_by_both(pair, clock, first, n, 1.0)
         first = np.repeat(first, max(1, round((100 if quick else 1000) / max(1, first.size))))
         by = rng.integers(-tokens.per_token * 20, tokens.per_token * 20 + 1, first.size)
         true_s = by * tokens.fine_s
         out[f"{length_s:g} s"] = {"n": int(first.size)} | _network_row(
-            pair, finder, first, n, by, true_s, zero
+            pair, estimator, first, n, by, true_s, zero
         )
         out[f"{length_s:g} s"] |= {
-            name: _score(_baseline(pair, reader, name, first, length_s, by), true_s)
+            name: _score(_baseline(pair, ridge, name, first, length_s, by), true_s)
             for name in ("xcorr", "gcc-phat", "ridge")
         }
     return out
@@ -158,31 +160,31 @@ def windows_of_split(seed: int, quick: bool) -> dict[str, Any]:
 
 def _network_row(
     pair: SignalPair,
-    finder: Any,
+    estimator: Any,
     first: np.ndarray,
     n: int,
     by: np.ndarray,
     true_s: np.ndarray,
     zero: tuple[float, float],
 ) -> dict[str, Any]:
-    X, _, _ = windows_along(pair, ClockMap.constant(0.0, 0.0, 1.0), first, n, finder.max_lag)
+    X = windows_along(pair, ClockMap.constant(0.0, 0.0, 1.0), first, n, estimator.max_lag_)
     X = replace(X, shift=X.shift + by[:, None, None])
     token = pair.tokens.token_s
-    own_s = token * np.arange(-finder.max_lag, finder.max_lag + 1)
+    own_s = token * np.arange(-estimator.max_lag_, estimator.max_lag_ + 1)
     out: dict[str, Any] = {}
-    for name, cut in (("network", True), ("network, A's context seen", False)):
-        score, _ = finder.hear(X, every=n, cut=cut)
-        lag_s, fine = on_finer_lags(own_s, score[:, 0].astype(float), 0.005)
-        told = lag_summary(np.exp(fine - fine.max(1, keepdims=True)), lag_s, zero_error_s=zero[1])
-        # What the network calls zero is the clock it was trained along; the correction of that is the session's.
-        ends = told["lag_q05_s"] + zero[0], told["lag_q95_s"] + zero[0]
+    for name, cut in (("network", True), ("network, with A's context", False)):
+        log_lik, _ = estimator.log_lik(X, every=n, cut=cut)
+        lag_s, fine = on_finer_lags(own_s, log_lik[:, 0].astype(float), 0.005)
+        found = lag_summary(np.exp(fine - fine.max(1, keepdims=True)), lag_s, zero_error_s=zero[1])
+        # The zero of the network is the clock it was trained along; its correction is that of the session.
+        ends = found["lag_q05_s"] + zero[0], found["lag_q95_s"] + zero[0]
         inside = share_inside(true_s, *ends, pair.tokens.fine_s)
-        out[name] = _score(told["lag_map_s"] + zero[0], true_s) | {"coverage_90": float(np.mean(inside))}
+        out[name] = _score(found["lag_map_s"] + zero[0], true_s) | {"coverage_90": float(np.mean(inside))}
     return out
 
 
 def _baseline(
-    pair: SignalPair, reader: RidgeReader, name: str, first: np.ndarray, length_s: float, by: np.ndarray
+    pair: SignalPair, ridge: RidgePredictor, name: str, first: np.ndarray, length_s: float, by: np.ndarray
 ) -> np.ndarray:
     """The best lag of each window within +-1 s."""
     coarse = pair.coarse
@@ -193,15 +195,14 @@ def _baseline(
     lags = np.arange(-2 * reach, 2 * reach + 1)
     at = np.rint(first * every).astype(int)
     if name == "ridge":
-        curves = reader.curves(coarse, at, n, lags)
+        log_lik = ridge.log_lik(coarse, at, n, lags)
     else:
         own, other = summed(pair, coarse)
-        make = xcorr_curves if name == "xcorr" else gcc_phat_curves
-        curves = make(own, other, coarse.look_s / coarse.step_s, at, n, lags)
+        log_lik = SERIES_LOG_LIK[name](own, other, coarse.independent_s / coarse.step_s, at, n, lags)
     # Moved by `by`, a lag l of the recording as it is becomes l + by; the search is +-1 s around zero all the same.
     place = np.arange(-reach, reach + 1)[None] - moved[:, None] + 2 * reach
-    mine = np.take_along_axis(curves, np.clip(place, 0, lags.size - 1), 1)
-    return coarse.step_s * (mine.argmax(1) - reach)
+    own = np.take_along_axis(log_lik, np.clip(place, 0, lags.size - 1), 1)
+    return coarse.step_s * (own.argmax(1) - reach)
 
 
 def _score(found_s: np.ndarray, true_s: np.ndarray) -> dict[str, float]:
@@ -218,7 +219,7 @@ def offsets(quick: bool) -> dict[str, Any]:
         law = Session(offset_s, jump_s=0.0)
         recording = _between_bins(m1(seed=draw))
         moved, truth = move_clock(recording, "second", law, rng=rng)
-        # What lies up to 5 s off is looked for a little further.
+        # Offsets are up to 5 s; the search goes a little further.
         found = align(moved, config=AlignConfig(method="ridge", model="linear", max_lag_s=5.5))
         time_s = np.arange(30.0, 690.0, 5)
         error = np.abs(found.clock.lag_s(time_s) - truth.at(time_s))
@@ -278,10 +279,10 @@ def walks(quick: bool) -> dict[str, Any]:
 
 
 def pairings(quick: bool) -> dict[str, Any]:
-    """Stretches of M1 beside other stretches of M1, and beside their own."""
+    """Stretches of M1 with other stretches of M1, and with their own."""
     refused = {"unrelated": 0, "related": 0}
     n = 10 if quick else 50
-    surprise: dict[str, list[float]] = {"unrelated": [], "related": []}
+    z_score: dict[str, list[float]] = {"unrelated": [], "related": []}
     for draw in range(n):
         rng = np.random.default_rng([draw, 9])
         recording = m1(seed=draw)
@@ -299,16 +300,16 @@ def pairings(quick: bool) -> dict[str, Any]:
             two = recording.but(streams=(a.between(starts[0], starts[0] + length_s), b))
             try:
                 found = align(two, config=AlignConfig(method="ridge", max_lag_s=2.0))
-                surprise[kind].append(found.evidence["scan_surprise"])
+                z_score[kind].append(found.evidence["scan_z_score"])
             except AlignmentRefused as error:
                 refused[kind] += 1
-                surprise[kind].append(error.alignment.evidence["scan_surprise"])
+                z_score[kind].append(error.alignment.evidence["scan_z_score"])
     return {
         "n": n,
         "unrelated_refused": refused["unrelated"],
         "related_refused": refused["related"],
-        "surprise_unrelated_most": max(surprise["unrelated"]),
-        "surprise_related_least": min(surprise["related"]),
+        "largest_z_score_unrelated": max(z_score["unrelated"]),
+        "smallest_z_score_related": min(z_score["related"]),
     }
 
 
@@ -327,30 +328,30 @@ def hour(quick: bool) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "hour.nc"
-        # In a process of its own: what a parent holds counts as its child's peak.
+        # In a process of its own: memory of the parent counts towards the peak of its child.
         duration_s = 600.0 if quick else 3600.0
         write = f"from benchmarks.align import write_session; write_session({str(path)!r}, {duration_s})"
         subprocess.run([sys.executable, "-c", write], check=True)
-        words = ["align", str(path), "--threads", "2", "-o", str(Path(folder) / "aligned.nc")]
-        said = Path(folder) / "said.json"
-        with said.open("w") as out:
+        command = ["align", str(path), "--threads", "2", "-o", str(Path(folder) / "aligned.nc")]
+        printed = Path(folder) / "clock.json"
+        with printed.open("w") as out:
             begun = time.perf_counter()
             process = subprocess.Popen(
-                [sys.executable, "-m", "neurofuse", *words, "--out", str(Path(folder) / "out"), "--json"],
+                [sys.executable, "-m", "neurofuse", *command, "--out", str(Path(folder) / "out"), "--json"],
                 stdout=out,
                 stderr=subprocess.DEVNULL,
             )
             _, status, used = os.wait4(process.pid, 0)
             wall_s = time.perf_counter() - begun
-        told = json.loads(said.read_text()) if status == 0 else {"verdict": f"left with {status}"}
+        found = json.loads(printed.read_text()) if status == 0 else {"verdict": f"exit status {status}"}
     return {
         "wall_s": wall_s,
         "cpu_s": used.ru_utime + used.ru_stime,
         "peak_gib": used.ru_maxrss / 2**20,
-        "verdict": told["verdict"],
-        "skew_ppm": told.get("skew_ppm"),
-        "offset_s": told.get("offset_s"),
-        "jumps": told.get("jumps"),
+        "verdict": found["verdict"],
+        "skew_ppm": found.get("skew_ppm"),
+        "offset_s": found.get("offset_s"),
+        "jumps": found.get("jumps"),
     }
 
 
@@ -365,22 +366,22 @@ ROWS: dict[str, Callable[[bool], dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Run the rows that were asked for; each leaves one JSON file."""
+    """Run the chosen rows; each writes one JSON file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="small settings")
     parser.add_argument("--only", nargs="*", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--out", type=Path, required=True)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     import torch
 
     torch.set_num_threads(1)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    for name in asked.only:
-        found = ROWS[name](asked.quick)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in options.only:
+        found = ROWS[name](options.quick)
         print(name, json.dumps(found, indent=1))
-        (asked.out / f"align-{name}.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+        (options.out / f"align-{name}.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

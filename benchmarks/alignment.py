@@ -1,15 +1,15 @@
-"""In: scenarios with a known lag, and decoders. Out: what each decodes, and how much of the damage it undoes.
+"""In: scenarios with a known lag, and decoders. Out: R2 and lag scores, and the fraction of lost R2 regained.
 
 `python -m benchmarks.alignment [--quick] [--scenario NAME ...] [--decoder NAME ...] [--seeds K] [--jobs N] --out DIR`
 
-A scenario is a data set and a law by which its second clock errs: `sim-jump`, `m1-constant`. Decoders train on windows
-with fresh lags of that law and are tested on one lag path through the last stretch (one lag a window for `constant`).
+A scenario is a data set and a law of the lag of its second clock: `sim-jump`, `m1-constant`. Decoders train on windows
+with new lags of that law and are tested on one lag path through the last stretch (one lag per window for `constant`).
 `-none` is the data set without any lag; `-testonly` is trained without and tested with it. A decoder's name followed by
 `-causal` decodes from the past alone, on causal features.
 
-`gap_closed = (R2 - early) / (oracle - early)`, `early` being the best early-fusion member on the same row and `oracle`
+`gap_closed = (R2 - early) / (oracle - early)`, `early` being the best early-fusion decoder on the same row and `oracle`
 the tracking decoder with the true lag given, which has the same context; for causal decoders both are causal. Every
-trained decoder leaves one JSON file in DIR/cells; a run that is stopped goes on from there.
+trained decoder writes one JSON file in DIR/cells, so that an interrupted run can be resumed.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from neurofuse.jitters.lag_laws import Jumps, LagLaw, NoLag, Skew, Walk, WindowLag
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
+from neurofuse.jitters.lag_laws import Jumps, LagJitter, NoLag, Skew, Walk, WindowLag
 from neurofuse.tokens import Tokens
-from neurofuse.windows import Windows, split
+from neurofuse.windows import Windows, split_windows
 
 SIM_S = 300.0
 # Lags of 0.2 s (simulation) or 0.3 s (recordings) standard deviation. A line through the recording has this spread
@@ -37,7 +37,7 @@ SIM_S = 300.0
 SIM_LEVEL_S, REAL_LEVEL_S = 0.2, 0.3
 SKEW_PPM = round(1e6 * 2 * np.sqrt(3) * SIM_LEVEL_S / SIM_S)
 
-LAWS: dict[str, dict[str, LagLaw]] = {
+LAWS: dict[str, dict[str, LagJitter]] = {
     "sim": {
         "constant": WindowLag(SIM_LEVEL_S),
         "walk": Walk(SIM_LEVEL_S),
@@ -74,7 +74,7 @@ DECODERS = (
     "lfp",
 )
 QUICK = (("sim-jump", "m1-constant"), ("tracked", "oracle", "early", "softmax", "align-ridge", "ridge"))
-MEASURES = ("r2", "lag_hit_rate", "coverage_90", "lag_std_s", "match", "seconds", "n_parameters")
+MEASURES = ("r2", "lag_hit_rate", "coverage_90", "lag_std_s", "p_matched", "seconds", "n_parameters")
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,11 @@ class Training:
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """Name of its file."""
         return f"{self.data}-{self.law}.{self.decoder}.{self.seed}"
 
     @property
-    def rows(self) -> dict[str, LagLaw]:
+    def rows(self) -> dict[str, LagJitter]:
         """The scenarios that this training can be tested on."""
         if self.law != "none":
             return {f"{self.data}-{self.law}": LAWS[self.data][self.law]}
@@ -112,9 +112,10 @@ def scenarios() -> list[str]:
 
 @cache
 def tokens_of(data: str, causal: bool, seed: int) -> Tokens:
-    """A data set as tokens, its clocks agreeing."""
+    """Tokens of a data set whose clocks agree."""
     import neurofuse
-    from neurofuse.features import FeatureConfig, lfp_features
+    from neurofuse.config import FeatureConfig
+    from neurofuse.features import lfp_features
     from neurofuse.recording import separate_lfp, split_units
     from neurofuse.simulation import SimulationConfig, simulate
 
@@ -128,7 +129,7 @@ def tokens_of(data: str, causal: bool, seed: int) -> Tokens:
     if not root.is_dir():
         raise NeurofuseError(
             f"scenario '{data}' needs recordings in '{root}'; name their folder with NEUROFUSE_DATA, "
-            "or ask for sim scenarios alone."
+            "or run the sim scenarios only."
         )
     if data == "m1":
         whole = neurofuse.load(root / "m1_center_out/center_out_trials_001_143.mat", movement="vel")
@@ -146,7 +147,7 @@ def tokens_of(data: str, causal: bool, seed: int) -> Tokens:
 
 
 def run(training: Training) -> dict[str, dict[str, float]]:
-    """Train, test on every scenario that the training serves; measures by scenario."""
+    """Train, and test on every scenario of this training; measures by scenario."""
     import torch
 
     from neurofuse.decoders.registry import make_decoder
@@ -156,34 +157,34 @@ def run(training: Training) -> dict[str, dict[str, float]]:
     tokens = tokens_of(training.data, causal, training.seed)
     window_s, max_lag_s = SIZES[training.data]
 
-    def cut(law: LagLaw) -> Any:
+    def cut(law: LagJitter) -> Any:
         rng = np.random.default_rng([training.seed, 5])
-        return split(tokens, window_s=window_s, max_lag_s=max_lag_s, jitter=law, rng=rng)
+        return split_windows(tokens, window_s=window_s, max_lag_s=max_lag_s, jitter=law, rng=rng)
 
     parts = cut(LAWS[training.data].get(training.law, NoLag()))
     decoder = make_decoder(training.decoder.removesuffix("-causal"), causal=causal, seed=training.seed)
     start = time.process_time()
     decoder.fit(parts.train, validation=parts.validation)
-    spent = {
+    costs = {
         "seconds": time.process_time() - start,
         "n_parameters": float(getattr(decoder, "n_parameters_", np.nan)),
     }
-    return {name: measure(decoder, cut(law).test) | spent for name, law in training.rows.items()}
+    return {name: measure(decoder, cut(law).test) | costs for name, law in training.rows.items()}
 
 
 def measure(decoder: Any, test: Windows) -> dict[str, float]:
-    """R2 and how well the lag was found on test windows."""
+    """R2 and lag scores on test windows."""
     from neurofuse.scores import lag_scores, posterior_summary, r2_per_axis, stitch
 
-    said = decoder.decode_session(test)
-    token, joined, _ = stitch(test.first, said.movement)
+    prediction = decoder.decode_session(test)
+    token, joined, _ = stitch(test.first, prediction.movement)
     out = {"r2": float(np.mean(r2_per_axis(test.tokens.movement[token], joined)))}
-    for clock, posterior in said.posterior.items():
+    for clock, posterior in prediction.posterior.items():
         c = decoder.clocks_[1:].index(clock)
-        found = posterior_summary(posterior, said.lag_s)
+        found = posterior_summary(posterior, prediction.lag_s)
         scores = lag_scores(
             test.lag_s[..., c],
-            said.lag_s[said.path[clock]],
+            prediction.lag_s[prediction.path[clock]],
             *(found[k] for k in ("lag_mean_s", "lag_q05_s", "lag_q95_s")),
             token_s=test.tokens.token_s,
             truth_step_s=test.tokens.fine_s,
@@ -193,13 +194,13 @@ def measure(decoder: Any, test: Windows) -> dict[str, float]:
             "coverage_90": float(scores["lag_coverage_90"] or np.nan),
             "lag_std_s": float(found["lag_std_s"].mean()),
         }
-        if clock in said.match:
-            out["match"] = float(said.match[clock].mean())
+        if clock in prediction.p_matched:
+            out["p_matched"] = float(prediction.p_matched[clock].mean())
     return out
 
 
 def once(training: Training, folder: Path) -> None:
-    """Run unless its file is there; the file appears whole or not at all."""
+    """Run unless its file exists; the file is renamed into place when complete."""
     file = folder / f"{training.name}.json"
     if file.exists():
         return
@@ -210,9 +211,9 @@ def once(training: Training, folder: Path) -> None:
     print(training.name, {k: round(v["r2"], 3) for k, v in result.items()}, flush=True)
 
 
-def collect(trainings: list[Training], folder: Path, wanted: list[str]) -> xr.Dataset:
+def collect(trainings: list[Training], folder: Path, chosen: list[str]) -> xr.Dataset:
     """All measures, dims (scenario, decoder, seed), with the gap that each decoder closes."""
-    rows = [s for s in scenarios() if s in wanted]
+    rows = [s for s in scenarios() if s in chosen]
     decoders, seeds = list(dict.fromkeys(t.decoder for t in trainings)), sorted({t.seed for t in trainings})
     shape = (len(rows), len(decoders), len(seeds))
     table = xr.Dataset(
@@ -228,25 +229,25 @@ def collect(trainings: list[Training], folder: Path, wanted: list[str]) -> xr.Da
             for row, found in json.loads(file.read_text(encoding="utf-8")).items():
                 for m in set(found) & set(MEASURES) if row in rows else ():
                     table[m].loc[{"scenario": row, "decoder": t.decoder, "seed": t.seed}] = found[m]
-    # Without a lag, or trained without one, there is no gap that alignment opened.
-    opened = [row.rsplit("-", 1)[1] not in ("none", "testonly") for row in rows]
+    # Without a lag, or trained without one, there is no gap to be closed.
+    has_gap = [row.rsplit("-", 1)[1] not in ("none", "testonly") for row in rows]
     gap = xr.full_like(table["r2"], np.nan)
-    # What decodes from the past alone is measured against what else does.
+    # Causal decoders are compared with causal references.
     for causal in (False, True):
-        mine = [d for d in decoders if d.endswith("-causal") == causal]
-        early = [d for d in mine if d.removesuffix("-causal") in EARLY]
+        compared = [d for d in decoders if d.endswith("-causal") == causal]
+        early = [d for d in compared if d.removesuffix("-causal") in EARLY]
         ceiling = ORACLE + "-causal" * causal
-        if early and ceiling in mine:
-            r2 = table["r2"].sel(decoder=mine)
+        if early and ceiling in compared:
+            r2 = table["r2"].sel(decoder=compared)
             floor, top = r2.sel(decoder=early).max("decoder"), r2.sel(decoder=ceiling, drop=True)
-            closed = ((r2 - floor) / (top - floor)).where(xr.DataArray(opened, dims="scenario"))
-            gap.loc[{"decoder": mine}] = closed.transpose("scenario", "decoder", "seed")
+            closed = ((r2 - floor) / (top - floor)).where(xr.DataArray(has_gap, dims="scenario"))
+            gap.loc[{"decoder": compared}] = closed.transpose("scenario", "decoder", "seed")
     table["gap_closed"] = gap
     return table
 
 
 def markdown(table: xr.Dataset) -> str:
-    """The mean over seeds, and the standard deviation where there are several, one line a scenario and decoder."""
+    """Mean over seeds, and standard deviation where there are several, one line per scenario and decoder."""
     shown = [
         m
         for m in ("r2", "gap_closed", "lag_hit_rate", "coverage_90", "seconds", "n_parameters")
@@ -275,7 +276,7 @@ def _cell(values: np.ndarray, measure: str) -> str:
 
 
 def main() -> None:
-    """Run what is asked for and is not there yet; print and save the table."""
+    """Run what has no result yet; print and save the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -287,24 +288,24 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=None, help="by default 3, with --quick 1")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--out", type=Path, required=True)
-    asked = parser.parse_args()
-    wanted = asked.scenario or (list(QUICK[0]) if asked.quick else scenarios())
-    decoders = asked.decoder or (QUICK[1] if asked.quick else DECODERS)
-    seeds = asked.seeds or (1 if asked.quick else 3)
-    folder = asked.out / "cells"
+    options = parser.parse_args()
+    chosen = options.scenario or (list(QUICK[0]) if options.quick else scenarios())
+    decoders = options.decoder or (QUICK[1] if options.quick else DECODERS)
+    seeds = options.seeds or (1 if options.quick else 3)
+    folder = options.out / "cells"
     folder.mkdir(parents=True, exist_ok=True)
-    keys = dict.fromkeys((row.split("-")[0], _trained_on(row)) for row in wanted)
+    keys = dict.fromkeys((row.split("-")[0], _trained_on(row)) for row in chosen)
     trainings = [
         Training(data, law, d, seed) for seed in range(seeds) for data, law in keys for d in decoders
     ]
     from joblib import Parallel, delayed
 
-    Parallel(n_jobs=asked.jobs)(delayed(once)(t, folder) for t in trainings)
-    table = collect(trainings, folder, wanted)
+    Parallel(n_jobs=options.jobs)(delayed(once)(t, folder) for t in trainings)
+    table = collect(trainings, folder, chosen)
     text = markdown(table)
     print(text)
-    (asked.out / "alignment.md").write_text(text + "\n", encoding="utf-8")
-    table.to_netcdf(asked.out / "alignment.nc", engine="h5netcdf")
+    (options.out / "alignment.md").write_text(text + "\n", encoding="utf-8")
+    table.to_netcdf(options.out / "alignment.nc", engine="h5netcdf")
 
 
 def _trained_on(scenario: str) -> str:

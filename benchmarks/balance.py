@@ -1,45 +1,41 @@
-"""In: nothing. Out: what a weak modality adds to a decoder beside a dominant one, under each way of balancing them.
+"""In: nothing. Out: R2 of decoders when one stream is missing, by what was done in training so that none is neglected.
 
-`python -m benchmarks.balance --out DIR` prints a markdown table and writes `balance.png` and `balance.nc`.
+`python -m benchmarks.balance --out DIR` prints a markdown table and writes `balance.png` and `balance.nc`. One seed and
+few gradient steps with `--quick`.
 
-The recording is `simulate.DOMINANCE`: spikes are strong, the field is weak and holds a fifth of the movement that
-spikes do not. Defined before anything was measured, all on the test stretch:
-
-- contribution of the field: R2 with both clocks minus R2 of the same decoder with the field masked at test;
-- gain over spikes: R2 with both clocks minus R2 of the same kind of decoder trained, with the same settings, on
-  spikes alone. A decoder that never met an absent clock may fall apart when the field is masked, which inflates its
-  contribution; the gain has one bound for all and does not;
-- field alone: R2 of the decoder with spikes masked at test.
-
-The simulation and the split have the seed 0; seeds vary what a decoder draws.
+In the recording `simulation.DOMINANCE` spikes are strong and the field is weak. Scores are R2 on the test stretch, with
+both streams, with spikes missing and with the field missing. The bound of a missing stream is a decoder trained on the
+other stream only. The recording and its windows have the seed 0; seeds vary what a decoder draws.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from matplotlib.figure import Figure
 
+from neurofuse.config import FeatureConfig
 from neurofuse.decoders.registry import make_decoder
-from neurofuse.features import FeatureConfig, lfp_features
+from neurofuse.features import lfp_features
 from neurofuse.simulation import DOMINANCE, simulate
 from neurofuse.tokens import tokenize
-from neurofuse.windows import Split, Windows, split
+from neurofuse.windows import Split, split_windows
 
 DECODERS = ("tracked", "early")
-# What each way of balancing is asked for; OGM-GE and blending judge by masked passes, and so keep modality dropout.
-WAYS: dict[str, dict[str, object]] = {
+# OGM-GE scores clocks on masked batches, so modality dropout stays on.
+METHODS: dict[str, dict[str, Any]] = {
     "none": {"modality_dropout": 0.0},
     "modality dropout": {},
-    "OGM-GE": {"balance": "ogm-ge"},
-    "blending": {"balance": "blend"},
+    "modality dropout and OGM-GE": {"balance": "ogm-ge"},
 }
-SCORES = ("both", "field masked", "field alone", "contribution", "gain over spikes")
+SCORES = ("both streams", "spikes missing", "field missing")
+# Decoders of one stream, and the score that they bound.
+BOUNDS = {"lfp": "spikes missing", "spikes": "field missing"}
 SETTINGS = {"width": 32, "batch_size": 16, "n_steps": 250}
 
 
@@ -48,93 +44,88 @@ def dominated() -> Split:
     recording, _ = simulate(config=DOMINANCE, rng=np.random.default_rng(0))
     features = lfp_features(recording["lfp"], config=FeatureConfig(causal=False))
     tokens = tokenize(recording.but(streams=(recording["spikes"], features)), token_s=0.04)
-    return split(tokens, window_s=2.0, max_lag_s=0.4, rng=np.random.default_rng(0))
+    return split_windows(tokens, window_s=2.0, max_lag_s=0.4, rng=np.random.default_rng(0))
 
 
-def spikes_alone(parts: Split) -> Split:
-    """The same windows as if the second clock had never been recorded."""
-
-    def alone(windows: Windows) -> Windows:
-        tokens = replace(windows.tokens, clocks=windows.tokens.clocks[:1])
-        return replace(windows, tokens=tokens, shift=windows.shift[..., :0])
-
-    return Split(alone(parts.train), alone(parts.validation), alone(parts.test))
+def scores(parts: Split, name: str, **options: Any) -> list[float]:
+    """R2 of one trained decoder, in the order of `SCORES`."""
+    decoder = make_decoder(name, **options).fit(parts.train, validation=parts.validation)
+    return [decoder.score(windows) for windows in (parts.test, parts.test.without(0), parts.test.without(1))]
 
 
-def measure(parts: Split, *, decoder: str, seed: int) -> tuple[np.ndarray, float]:
-    """R2 under every way of balancing, shape (n_ways, n_scores), and that of spikes alone."""
-    lone = spikes_alone(parts)
-    bound = make_decoder(decoder, seed=seed, **SETTINGS)
-    spikes = bound.fit(lone.train, validation=lone.validation).score(lone.test)
-    rows = []
-    for way in WAYS.values():
-        fitted = make_decoder(decoder, seed=seed, **SETTINGS, **way)
-        fitted.fit(parts.train, validation=parts.validation)
-        both, masked, field = (
-            fitted.score(w) for w in (parts.test, parts.test.without(1), parts.test.without(0))
-        )
-        rows.append([both, masked, field, both - masked, both - spikes])
-    return np.array(rows), spikes
-
-
-def table(seeds: int) -> xr.Dataset:
-    """Every decoder, seed and way of balancing."""
-    parts = dominated()
-    found = [[measure(parts, decoder=d, seed=s) for s in range(seeds)] for d in DECODERS]
+def measure(n_seeds: int, n_steps: int) -> xr.Dataset:
+    """Every decoder, method and seed, and the bounds."""
+    parts, settings = dominated(), SETTINGS | {"n_steps": n_steps}
+    r2 = [
+        [[scores(parts, d, seed=s, **settings, **m) for s in range(n_seeds)] for m in METHODS.values()]
+        for d in DECODERS
+    ]
+    bound = [[scores(parts, d, seed=s, **settings)[0] for s in range(n_seeds)] for d in BOUNDS]
     return xr.Dataset(
         {
-            "r2": (("decoder", "seed", "way", "score"), np.array([[f[0] for f in row] for row in found])),
-            "r2_spikes_alone": (("decoder", "seed"), np.array([[f[1] for f in row] for row in found])),
+            "r2": (("decoder", "training", "seed", "score"), np.array(r2)),
+            "r2_bound": (("stream", "seed"), np.array(bound)),
         },
-        coords={"decoder": list(DECODERS), "seed": range(seeds), "way": list(WAYS), "score": list(SCORES)},
-        attrs={"recording": repr(DOMINANCE), "settings": repr(SETTINGS)},
+        coords={
+            "decoder": list(DECODERS),
+            "training": list(METHODS),
+            "score": list(SCORES),
+            "stream": list(BOUNDS),
+        },
+        attrs={"recording": repr(DOMINANCE), "settings": repr(settings)},
     )
 
 
 def draw(found: xr.Dataset) -> Figure:
-    """Contribution of the field and gain over spikes, a bar a way of balancing, a dot a seed."""
+    """R2 with spikes missing, one bar per method and one dot per seed, and the bound."""
     figure = Figure(figsize=(3.4 * len(DECODERS), 3.0), layout="constrained")
     panels = figure.subplots(1, len(DECODERS), sharey=True, squeeze=False)[0]
+    values = found["r2"].sel(score="spikes missing")
+    place = np.arange(len(METHODS))
     for panel, decoder in zip(panels, DECODERS, strict=True):
-        for k, (score, colour) in enumerate((("contribution", "0.75"), ("gain over spikes", "#0072B2"))):
-            values = found["r2"].sel(decoder=decoder, score=score)
-            place = np.arange(len(WAYS)) + 0.4 * k - 0.2
-            panel.bar(place, values.mean("seed"), width=0.38, color=colour, label=score)
-            for seed in found["seed"].values:
-                panel.plot(place, values.sel(seed=seed), "k.", ms=4)
-        panel.axhline(0, color="0.3", lw=0.6)
-        panel.set_xticks(np.arange(len(WAYS)), [w.replace(" ", "\n") for w in WAYS])
+        panel.bar(place, values.sel(decoder=decoder).mean("seed"), width=0.6, color="#0072B2")
+        panel.plot(place, values.sel(decoder=decoder).transpose("training", "seed"), "k.", ms=4)
+        panel.axhline(float(found["r2_bound"].sel(stream="lfp").mean()), color="0.3", lw=0.8, ls="--")
+        panel.set_xticks(
+            place, [m.replace(" and ", "\nand ").replace("modality ", "modality\n") for m in METHODS]
+        )
         panel.set_title(decoder, loc="left", fontsize="medium")
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("R² owed to the field")
-    panels[0].legend(frameon=False)
+    panels[0].set_ylabel("R² with spikes missing\n(dashed: trained on the field)")
     return figure
+
+
+def table(found: xr.Dataset) -> str:
+    """Mean and standard deviation over seeds as markdown."""
+
+    def cell(values: xr.DataArray) -> str:
+        spread = f" ± {float(values.std('seed', ddof=1)):.3f}" if values.sizes["seed"] > 1 else ""
+        return f"{float(values.mean('seed')):.3f}{spread}"
+
+    lines = [f"| decoder | in training | {' | '.join(SCORES)} |", "|---" * (len(SCORES) + 2) + "|"]
+    for decoder in DECODERS:
+        for method in METHODS:
+            own = found["r2"].sel(decoder=decoder, training=method)
+            lines.append(f"| {decoder} | {method} | {' | '.join(cell(own.sel(score=s)) for s in SCORES)} |")
+    for stream, score in BOUNDS.items():
+        own = [cell(found["r2_bound"].sel(stream=stream)) if s == score else "" for s in SCORES]
+        lines.append(f"| {stream} | trained on one stream | {' | '.join(own)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Measure, print the table, write the figure and the numbers."""
-    parser = argparse.ArgumentParser(description="What a weak modality adds beside a dominant one.")
+    parser = argparse.ArgumentParser(description="R2 of decoders when one stream is missing.")
     parser.add_argument("--out", type=Path, required=True, help="folder for balance.png and balance.nc")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind")
+    parser.add_argument("--quick", action="store_true", help="one seed and 20 gradient steps")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = table(options.seeds)
+    found = measure(1, 20) if options.quick else measure(options.seeds, SETTINGS["n_steps"])
     options.out.mkdir(parents=True, exist_ok=True)
     found.to_netcdf(options.out / "balance.nc", engine="h5netcdf")
     draw(found).savefig(options.out / "balance.png", dpi=160)
-    print(f"| decoder | balancing | {' | '.join(SCORES)} |")
-    print("|---" * (len(SCORES) + 2) + "|")
-    for decoder in DECODERS:
-        spikes = found["r2_spikes_alone"].sel(decoder=decoder)
-        print(f"| {decoder} | trained on spikes alone | {spikes.mean():.3f} | | | | |")
-        for way in WAYS:
-            cell = found["r2"].sel(decoder=decoder, way=way)
-            mean, spread = cell.mean("seed").values, cell.std("seed", ddof=1).values
-            print(
-                f"| {decoder} | {way} | "
-                + " | ".join(f"{m:.3f} ± {s:.3f}" for m, s in zip(mean, spread, strict=True))
-                + " |"
-            )
+    print(table(found))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""In: nothing. Out: what tracking a lag costs beside early fusion, and how the cost grows with the recording.
+"""In: nothing. Out: cost of tracking a lag relative to early fusion, and its growth with the recording's length.
 
-`python -m benchmarks.decode_cost` prints ratios within one run on one thread, in process time, so that a busy machine
-changes little; seconds are for orientation only.
+`python -m benchmarks.decode_cost` prints ratios within one run on one thread, in process time, so that they depend
+little on the machine and its load.
 """
 
 from __future__ import annotations
@@ -13,30 +13,31 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from neurofuse.config import FeatureConfig
 from neurofuse.decoders.registry import make_decoder
 from neurofuse.decoders.tracked import LagNetwork
-from neurofuse.features import FeatureConfig, lfp_features
+from neurofuse.features import lfp_features
 from neurofuse.simulation import SimulationConfig, demo_law, simulate
 from neurofuse.tokens import Tokens, tokenize
-from neurofuse.windows import EDGE_TOKENS, Split, split
+from neurofuse.windows import EDGE_TOKENS, Split, split_windows
 
 TOKEN_S = 0.02
 N_INPUTS = [48, 64]
 
 
 def median_s(work: Callable[[], object], *, n: int = 5) -> float:
-    """Median process seconds of a call, after one that does not count."""
+    """Median process seconds of a call, after one that is not measured."""
     work()
-    taken = []
+    seconds = []
     for _ in range(n):
         start = time.process_time()
         work()
-        taken.append(time.process_time() - start)
-    return statistics.median(taken)
+        seconds.append(time.process_time() - start)
+    return statistics.median(seconds)
 
 
 def demo_tokens(duration_s: float) -> Tokens:
-    """The simulated recording of the demo, as long as asked."""
+    """The simulated recording of the demo, of the given duration."""
     config = SimulationConfig(duration_s=duration_s)
     recording, _ = simulate(demo_law("demo"), config=config, rng=np.random.default_rng(0))
     features = lfp_features(recording["lfp"], config=FeatureConfig(causal=False))
@@ -47,13 +48,13 @@ def training(parts: Split, *, batch_size: int) -> dict[str, float]:
     """Process seconds of twenty gradient steps of each decoder, on the same windows, at the same width."""
     out = {}
     for name in ("early", "softmax", "constant", "tracked"):
-        taken = []
+        seconds = []
         for _ in range(3):
             decoder = make_decoder(name, n_steps=20, check_every=1000, batch_size=batch_size)
             start = time.process_time()
             decoder.fit(parts.train, validation=parts.validation)
-            taken.append(time.process_time() - start)
-        out[name] = statistics.median(taken)
+            seconds.append(time.process_time() - start)
+        out[name] = statistics.median(seconds)
     return out
 
 
@@ -69,9 +70,9 @@ def network(max_lag: int, *, lag_steps: int = 1) -> LagNetwork:
         kernel=5,
         dilations=(1, 4),
         dropout=0.0,
-        chain="tracked",
-        lag_steps=lag_steps,
-        every=4,
+        lag_model="tracked",
+        fine_lags_per_token=lag_steps,
+        tokens_per_block=4,
         bidirectional=False,
         causal=False,
     ).eval()
@@ -100,7 +101,7 @@ def dense_pass(n_tokens: int) -> Callable[[], torch.Tensor]:
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """Most memory that tensors took at once during a call."""
+    """Peak memory of tensors during a call."""
     with torch.profiler.profile(profile_memory=True) as profile:
         work()
     now = most = 0
@@ -125,7 +126,7 @@ def main() -> None:
     columns = []
     for window_s, batch_size in ((3.0, 32), (30.0, 4)):
         rng = np.random.default_rng(0)
-        parts = split(tokens, window_s=window_s, max_lag_s=0.5, train=0.6, validation=0.2, rng=rng)
+        parts = split_windows(tokens, window_s=window_s, max_lag_s=0.5, train=0.6, validation=0.2, rng=rng)
         columns.append(training(parts, batch_size=batch_size))
     for name in columns[0]:
         print(f"| {name} | " + " | ".join(f"{c[name] / c['early']:.2f}" for c in columns) + " |")

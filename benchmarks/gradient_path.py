@@ -2,13 +2,14 @@
 
 `python -m benchmarks.gradient_path --out DIR` writes `gradient_path.png` and `gradient_path.nc` and prints tables.
 
-The networks differ in how layers are arranged, not in what they are made of. In a stack both streams enter at the
-bottom and pass every layer one after the other. With cross-attention each stream has half of the layers to itself and
-the LFP joins where the spikes read it. Layers are plain (a convolution and an activation), plain with weights scaled
-to keep the variance (He et al. 2015), normalised (LayerNorm before), or residual (normalised, with a skip). A
-recurrent network (GRU, both directions) is there for distance in time, once with gates that start out open to the
-past (Tallec & Ollivier 2018). The LFP is late by 200 ms; the tracked decoder, with its alignment loss, is there to show
-what the decoder of this package makes of it, all others have the movement loss alone.
+The networks differ in how layers are arranged, not in the layers. In a stack both streams pass every layer, one after
+the other. With cross-attention each stream has half of the layers to itself, and the LFP joins where the spikes attend
+to it. Layers are plain (a convolution and an activation), plain with weights scaled to keep the variance (He et al.
+2015), normalised (LayerNorm before), or residual (normalised, with a skip). Distance in time is compared for a
+recurrent network too (GRU, both directions), once with gates that initially keep the past (Tallec & Ollivier 2018). The
+LFP is late by 200 ms. The tracked decoder has its alignment loss, all others the movement loss only.
+
+Result: skips, not attention, shorten the path by depth; attention shortens it in time.
 """
 
 from __future__ import annotations
@@ -25,19 +26,20 @@ import xarray as xr
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from neurofuse.config import FeatureConfig
 from neurofuse.decoders.base import Decoder
 from neurofuse.decoders.early import EarlyNetwork
 from neurofuse.decoders.gradients import gradient_over_time, gradient_path, watch_gradients
 from neurofuse.decoders.neural import TorchDecoder
 from neurofuse.decoders.registry import make_decoder
 from neurofuse.decoders.tracked import LagNetwork
-from neurofuse.features import FeatureConfig, lfp_features
+from neurofuse.features import lfp_features
 from neurofuse.jitters.lag_laws import Offset
 from neurofuse.nets.encoders import TemporalBlock
 from neurofuse.report.figures.panel import BLACK, BLUE, GREEN, ORANGE, TITLE, VERMILLION, tidy
 from neurofuse.simulation import SimulationConfig, simulate
 from neurofuse.tokens import tokenize
-from neurofuse.windows import Split, split
+from neurofuse.windows import Split, split_windows
 
 DEPTHS = (4, 8, 16, 32)
 BLOCKS = ("plain", "plain He", "normalised", "residual")
@@ -45,7 +47,7 @@ N_SEEDS = 3
 # Layers of the head, of which every network has as many.
 HEAD = 2
 KERNEL = 5
-# Distances compared in time: near the moment that is decoded, and about as far as a lag is looked for.
+# Distances compared in time: near the moment that is decoded, and about as far as the largest lag.
 NEAR_S, FAR_S = 0.1, (0.4, 0.5)
 TRAINED_DEPTH = 16
 LAG_S = 0.2
@@ -70,16 +72,20 @@ class Block(TemporalBlock):
 
 
 class Recurrent(nn.Module):
-    """A GRU in both directions; `remember` is added to the bias of the gate that keeps the past."""
+    """A GRU in both directions; `keep_bias` is added to the bias of the gate that keeps the past."""
 
-    def __init__(self, width: int, *, remember: float, generator: torch.Generator) -> None:
+    def __init__(self, width: int, *, keep_bias: float) -> None:
         super().__init__()
         self.gru = nn.GRU(width, width // 2, batch_first=True, bidirectional=True)
+        self.keep_bias = keep_bias
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Called by `initialise` once the GRU has been drawn."""
+        n = self.gru.hidden_size
         for name, weight in self.gru.named_parameters():
-            nn.init.uniform_(weight, -math.sqrt(2 / width), math.sqrt(2 / width), generator=generator)
             if name.startswith("bias_ih"):
-                with torch.no_grad():
-                    weight[width // 2 : width] += remember
+                weight[n : 2 * n] += self.keep_bias
 
     def forward(self, x_BWD: Tensor) -> Tensor:
         return self.gru(x_BWD)[0]
@@ -96,31 +102,37 @@ class ArrangedDecoder(TorchDecoder):
         fusion: str = "stack",
         block: str = "plain",
         depth: int = 4,
-        remember: float = 0.0,
+        keep_bias: float = 0.0,
         **training: Any,
     ) -> None:
         super().__init__(**training)
         self.fusion = fusion
         self.block = block
         self.depth = depth
-        self.remember = remember
+        self.keep_bias = keep_bias
 
-    def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> nn.Module:
+    def build_network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> nn.Module:
         shared: dict[str, Any] = {"width": self.width, "kernel": KERNEL, "dilations": (), "causal": False}
         shared["dropout"] = self.dropout
         if self.fusion == "cross":
             net: Any = LagNetwork(
-                n_inputs, n_axes, max_lag, n_heads=4, head_width=8, chain="softmax", every=1, **shared
+                n_inputs,
+                n_axes,
+                max_lag,
+                n_heads=4,
+                head_width=8,
+                lag_model="softmax",
+                fine_lags_per_token=1,
+                tokens_per_block=1,
+                bidirectional=False,
+                **shared,
             )
             encoders, n_each = list(net.encoders), (self.depth - HEAD) // 2
         else:
-            net = EarlyNetwork(n_inputs, n_axes, **shared)
+            net = EarlyNetwork(n_inputs, n_axes, clocks=range(len(n_inputs)), late=0, **shared)
             encoders, n_each = [net.encoder], self.depth - HEAD
         if self.fusion == "gru":
-            generator = torch.Generator().manual_seed(self.seed)
-            net.encoder.blocks = nn.ModuleList(
-                [Recurrent(self.width, remember=self.remember, generator=generator)]
-            )
+            net.encoder.blocks = nn.ModuleList([Recurrent(self.width, keep_bias=self.keep_bias)])
             net.head.blocks = nn.Sequential()
             return net
         for encoder in encoders:
@@ -129,7 +141,7 @@ class ArrangedDecoder(TorchDecoder):
         return net
 
 
-# What is compared over time and through training; all of it in the same words.
+# What is compared over time and through training: settings of `ArrangedDecoder` by name.
 TIMED: dict[str, dict[str, Any]] = {
     "tracked decoder": {"fusion": "tracked"},
     "cross-attention, residual": {"fusion": "cross", "block": "residual", "depth": TRAINED_DEPTH},
@@ -137,7 +149,7 @@ TIMED: dict[str, dict[str, Any]] = {
     "stack, residual": {"fusion": "stack", "block": "residual", "depth": TRAINED_DEPTH},
     "stack, plain": {"fusion": "stack", "block": "plain", "depth": TRAINED_DEPTH},
     "GRU": {"fusion": "gru"},
-    "GRU, open to the past": {"fusion": "gru", "remember": 3.0},
+    "GRU, gates keep the past": {"fusion": "gru", "keep_bias": 3.0},
 }
 COLOURS = dict(zip(TIMED, (BLACK, BLUE, BLUE, ORANGE, ORANGE, GREEN, VERMILLION), strict=True))
 STYLES = dict(zip(TIMED, ("-", "-", ":", "-", ":", "--", "-."), strict=True))
@@ -150,11 +162,11 @@ def simulated_windows() -> Split:
     bands = (("lmp", 0.0, 5.0), ("high_gamma", 70.0, 150.0))
     features = lfp_features(recording["lfp"], config=FeatureConfig(bands=bands, causal=False))
     tokens = tokenize(recording.but(streams=(recording["spikes"], features)))
-    return split(tokens, window_s=2.0, max_lag_s=0.5, rng=np.random.default_rng(0))
+    return split_windows(tokens, window_s=2.0, max_lag_s=0.5, rng=np.random.default_rng(0))
 
 
 def first_layer(fusion: str, clock: int) -> str:
-    """Name of the first layer that a clock's tokens enter."""
+    """Name of the first layer that a clock's tokens pass."""
     return f"encoders.{clock}.embed" if fusion in ("cross", "tracked") else "encoder.embed"
 
 
@@ -187,20 +199,20 @@ def over_time_and_training(parts: Split, *, n_steps: int) -> xr.Dataset:
     few = parts.test[:: max(1, len(parts.test) // 8)]
     decoder: Decoder
     before, after, course, r2 = [], [], [], []
-    for words in TIMED.values():
+    for settings in TIMED.values():
         training: dict[str, Any] = {"n_steps": n_steps, "check_every": 20, "batch_size": 16}
         training |= {"width": 32, "learning_rate": 3e-3}
-        if words["fusion"] == "tracked":
+        if settings["fusion"] == "tracked":
             decoder = make_decoder("tracked", **training)
         else:
-            decoder = ArrangedDecoder(**words, **training)
+            decoder = ArrangedDecoder(**settings, **training)
         before.append(gradient_over_time(decoder, few)["gradient_norm"][1])
         with watch_gradients(decoder) as watch:
             decoder.fit(parts.train, validation=parts.validation)
         after.append(gradient_over_time(decoder, few)["gradient_norm"][1])
         norms = watch.table()["gradient_norm"]
         # Layers of different networks are compared by what they get of what there is.
-        course.append(norms.sel(module=first_layer(words["fusion"], 1)) / norms.sel(module="head.leave"))
+        course.append(norms.sel(module=first_layer(settings["fusion"], 1)) / norms.sel(module="head.output"))
         r2.append(decoder.score(parts.test))
     architecture = xr.Variable("architecture", list(TIMED))
 
@@ -268,8 +280,8 @@ def figure_of(depth: xr.Dataset, time: xr.Dataset) -> Figure:
     figure = Figure(figsize=(13.5, 4.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     mean = np.exp(np.log(depth["relative_norm"]).mean("seed"))
-    looks = zip(BLOCKS, (BLACK, VERMILLION, GREEN, BLUE), ("v", "s", "^", "o"), strict=True)
-    for block, colour, marker in looks:
+    styles = zip(BLOCKS, (BLACK, VERMILLION, GREEN, BLUE), ("v", "s", "^", "o"), strict=True)
+    for block, colour, marker in styles:
         for fusion, style in (("cross", "-"), ("stack", "--")):
             left.plot(
                 DEPTHS, mean.sel(fusion=fusion, block=block), style, marker=marker, color=colour, ms=4, lw=1.3,
@@ -281,12 +293,12 @@ def figure_of(depth: xr.Dataset, time: xr.Dataset) -> Figure:
     left.set_xlabel("layers in the network")
     left.set_ylabel("gradient at the first LFP layer / at the movement")
     for name in TIMED:
-        look = {"color": COLOURS[name], "ls": STYLES[name], "lw": 1.3, "label": name}
+        style = {"color": COLOURS[name], "ls": STYLES[name], "lw": 1.3, "label": name}
         norm = time["fresh_norm"].sel(architecture=name)
         inside = np.abs(norm["offset"]) <= FAR_S[1] + 0.1
         peak = norm.max()
-        middle.plot(norm["offset"][inside], np.maximum(norm / peak, 1e-9)[inside], **look)
-        right.plot(time["step"], time["course"].sel(architecture=name), **look)
+        middle.plot(norm["offset"][inside], np.maximum(norm / peak, 1e-9)[inside], **style)
+        right.plot(time["step"], time["course"].sel(architecture=name), **style)
     middle.set_yscale("log")
     middle.set_ylim(1e-7, 2)
     middle.set_xlabel("LFP stamped after the decoded moment by (s)")

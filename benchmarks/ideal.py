@@ -1,7 +1,7 @@
-"""In: signal-to-noise, bandwidth, window and search range. Out: what an ideal observer does there, by Monte Carlo.
+"""In: SNR, bandwidth, window and search range. Out: hits and errors of an ideal observer, by Monte Carlo.
 
 Signals are Gaussian and flat in [0, B]; an SNR is that within the band. The observer cross-correlates and takes the
-highest peak. Nothing here uses a formula of `neurofuse.theory`.
+highest peak. No formula of `neurofuse.theory` is used.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def search(
             two = np.fft.irfft(signal * turn, n) + noise
         one[:, :reach] = 0
         one[:, reach + n_window :] = 0
-        # Correlations over lags of at most `reach` wrap nowhere: the window stands `reach` away from both ends.
+        # Circular correlations do not wrap for lags up to `reach`: the window is that far from both ends.
         product = np.fft.irfft(np.conj(np.fft.rfft(one)) * np.fft.rfft(two), n)
         lags = np.arange(-reach, reach + 1)
         found.append(peaks(product[:, lags], lags / rate))
@@ -75,8 +75,8 @@ def search(
 def retrieval(
     rng: np.random.Generator, n_trials: int, *, sigma: float, n_keys: int, dim: int | None, noise: str
 ) -> float:
-    """Share of trials in which the right one of N keys of unit norm scores highest."""
-    right = 0
+    """Fraction of trials in which the matching one of N keys of unit norm scores highest."""
+    n_hits = 0
     for size in np.diff(np.append(np.arange(0, n_trials, 250), n_trials)):
         if noise == "orthonormal":
             score = sigma * rng.standard_normal((size, n_keys))
@@ -90,14 +90,14 @@ def retrieval(
             if noise in ("keys", "both"):
                 keys = keys + sigma * rng.standard_normal(keys.shape)
             score = np.einsum("tnd,td->tn", keys, query)
-        right += int((score.argmax(axis=1) == 0).sum())
-    return right / n_trials
+        n_hits += int((score.argmax(axis=1) == 0).sum())
+    return n_hits / n_trials
 
 
 def softmax_weights(
     rng: np.random.Generator, n_trials: int, *, gap: float, spread: float, beta: float, n_keys: int
 ) -> np.ndarray:
-    """Weights (n_trials, n_keys) of attention whose first key is the right one."""
+    """Weights (n_trials, n_keys) of attention whose first key is the matching one."""
     score = spread * rng.standard_normal((n_trials, n_keys))
     score[:, 0] += gap
     weight = np.exp(beta * (score - score.max(axis=1, keepdims=True)))
@@ -114,9 +114,9 @@ def smooth_scores(
     shape: str,
     fine: int,
 ) -> float:
-    """Share of trials in which the highest of smooth scores lies at the truth, `fine` samples a correlation time.
+    """Fraction of trials in which the highest of smooth scores is at the true lag; `fine` samples per correlation time.
 
-    The score at the truth is one normal higher by mu; it counts as found within half a lobe.
+    The score at the true lag is a normal with mean mu; a peak within half a lobe of it is a hit.
     """
     length_s = 1 / (2 * np.pi * rms_hz)
     step_s = length_s / fine
@@ -128,14 +128,14 @@ def smooth_scores(
     kernel = np.fft.irfft(power)
     kernel /= kernel[0]
     bump = np.roll(kernel, n // 2)[:n]
-    # Half the distance to where the scores are independent again.
+    # Half the lag at which scores are independent again.
     near = np.abs(np.arange(n) - n // 2) * step_s <= (0.5 / top_hz if shape == "flat" else 1.8 * length_s)
-    right = 0
+    n_hits = 0
     for size in np.diff(np.append(np.arange(0, n_trials, 500), n_trials)):
         noise = np.fft.irfft(np.fft.rfft(rng.standard_normal((size, padded))) * np.sqrt(power), padded)
         noise /= np.sqrt((power[1:-1].sum() * 2 + power[0] + power[-1]) / padded)
-        right += int(near[(noise[:, :n] + mu * bump).argmax(axis=1)].sum())
-    return right / n_trials
+        n_hits += int(near[(noise[:, :n] + mu * bump).argmax(axis=1)].sum())
+    return n_hits / n_trials
 
 
 def poisson_search(
@@ -186,7 +186,7 @@ def lagged_taps(
     spacing_s: float,
     snr: float = np.inf,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A smooth signal (n_trials,) and taps (n_trials, n_taps) of the same under a lag N(0, s^2) and white noise.
+    """A smooth signal (n_trials,) and taps (n_trials, n_taps) of it under a lag N(0, s^2) and white noise.
 
     The autocorrelation is Gaussian or exponential of that length. `snr` is that of one tap.
     """
@@ -194,7 +194,7 @@ def lagged_taps(
     place = np.concatenate(
         [np.zeros((n_trials, 1)), tap_s + jitter_s * rng.standard_normal((n_trials, 1))], axis=1
     )
-    # Random Fourier features: exactly the covariance on average, all that least squares sees.
+    # Random Fourier features have the exact covariance on average, and least squares depends on nothing else.
     k = 100
     draw = (
         rng.standard_normal((n_trials, k))
@@ -214,5 +214,5 @@ def linear_r2(target: np.ndarray, taps: np.ndarray) -> float:
     """R2 of least squares on the first half of the trials, on the second."""
     half = len(target) // 2
     weight = np.linalg.lstsq(taps[:half], target[:half], rcond=1e-3)[0]
-    left = target[half:] - taps[half:] @ weight
-    return float(1 - (left**2).sum() / (target[half:] ** 2).sum())
+    residual = target[half:] - taps[half:] @ weight
+    return float(1 - (residual**2).sum() / (target[half:] ** 2).sum())

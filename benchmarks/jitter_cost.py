@@ -1,7 +1,7 @@
-"""In: nothing. Out: what jittering a million spikes costs beside numpy's draw and sort alone, and beside elephant.
+"""In: nothing. Out: cost of jittering a million spikes, relative to numpy's draw and sort, and to elephant.
 
-`python -m benchmarks.jitter_cost` prints ratios within one run on one thread, in process time. Ours includes checking
-the new recording and keeping the truth of every spike. elephant must be installed (`.[dev]`).
+`python -m benchmarks.jitter_cost` prints ratios within one run on one thread, in process time. The cost includes checks
+of the new recording and the displacement of every spike. elephant must be installed (`.[dev]`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from neurofuse.recording import Recording, Spikes
 
 N_SPIKES = 1_000_000
 N_UNITS = 100
-STOP_S = 1000.0  # 10 spikes a second a unit
+STOP_S = 1000.0  # 10 spikes per second and unit
 LEVEL = {"delete": 0.2, "insert": 0.2, "mislabel": 0.2, "drop-unit": 0.2}
 
 
@@ -33,7 +33,7 @@ def million() -> Recording:
 
 
 def elephant_surrogates(spikes: Spikes) -> dict[str, Callable[[], object]]:
-    """The same surrogate of the same units with elephant, where it has it; it knows one train at a time."""
+    """The same surrogates of the same units by elephant, where it has one; it processes one train at a time."""
     import neo
     import quantities as pq
     from elephant import spike_train_surrogates as surrogates
@@ -42,7 +42,7 @@ def elephant_surrogates(spikes: Spikes) -> dict[str, Callable[[], object]]:
     return {
         "spike-uniform": lambda: [surrogates.dither_spikes(t, 0.01 * pq.s) for t in trains],
         "spike-interval": lambda: [surrogates.jitter_spikes(t, 0.01 * pq.s) for t in trains],
-        # Not the same rule, but the same purpose: its dither that keeps a refractory period.
+        # Another algorithm of the same purpose: dithering that keeps a refractory period.
         "spike-ordered": lambda: [
             surrogates.dither_spikes(t, 0.01 * pq.s, refractory_period=1 * pq.ms) for t in trains
         ],
@@ -55,21 +55,22 @@ def main() -> None:
     spikes = recording["units"]
     assert isinstance(spikes, Spikes)
     rng = np.random.default_rng(1)
-    alone_s = {
+    numpy_s = {
         level: median_s(lambda s=level: np.sort(spikes.times_s + s * rng.standard_normal(N_SPIKES)))
         for level in (0.01, 1.0)
     }
-    other = elephant_surrogates(spikes)
-    print(f"numpy's draw and sort of {N_SPIKES:,} spikes: {1000 * alone_s[0.01]:.0f} ms\n")
-    print("| jitter | ms | / numpy's draw and sort (asked <= 3) | elephant / ours (asked > 1) |")
+    elephant = elephant_surrogates(spikes)
+    print(f"numpy's draw and sort of {N_SPIKES:,} spikes: {1000 * numpy_s[0.01]:.0f} ms\n")
+    print("| jitter | ms | / numpy's draw and sort (target <= 3) | elephant / neurofuse (target > 1) |")
     print("|---|---|---|---|")
     kinds = [k for k in JITTERS if JITTERS[k].acts_on == "spikes"]
     for kind, level in [*((k, LEVEL.get(k, 0.01)) for k in kinds), ("spike", 1.0)]:
         jitter = make_jitter(kind, level)
         own_s = median_s(lambda j=jitter: j.jitter(recording, rng=rng))
-        theirs = f"{median_s(other[kind], n=3) / own_s:.1f}" if kind in other and level == 0.01 else "-"
-        ratio = own_s / alone_s.get(level, alone_s[0.01])
-        print(f"| {jitter} | {1000 * own_s:.0f} | {ratio:.2f} | {theirs} |")
+        known = kind in elephant and level == 0.01
+        relative = f"{median_s(elephant[kind], n=3) / own_s:.1f}" if known else "-"
+        ratio = own_s / numpy_s.get(level, numpy_s[0.01])
+        print(f"| {jitter} | {1000 * own_s:.0f} | {ratio:.2f} | {relative} |")
 
 
 if __name__ == "__main__":

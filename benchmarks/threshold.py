@@ -1,14 +1,15 @@
-"""In: nothing. Out: how often the interval of each estimator of a threshold holds the truth, on curves that know it.
+"""In: nothing. Out: coverage of the interval of each estimator of a threshold, on curves with a known threshold.
 
-`python -m benchmarks.threshold` prints a markdown table. Curves fall as the hit rate of an ideal correlator does (the
-law at BT = 20, BW = 10, strength falling as level^-slope, with a lapse) at ten levels, x1/4 to x4 around the truth on
-average; each seed has a threshold of its own, log-normal around the truth, and counts hits in a number of trials. The
-truth is drawn anew within a step of the grid each time, so levels favour nobody.
+`python -m benchmarks.threshold` prints a markdown table. Curves fall as the hit rate of an ideal correlator (the law at
+BT = 20, BW = 10, SNR falling as level^-slope, with a lapse) at ten levels, x1/4 to x4 around the true threshold on
+average. The threshold of each seed is log-normal around the true one, and its hits are counted in a number of trials.
+The true threshold is drawn within one step of the grid each time, so that levels favour no estimator.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,13 +17,13 @@ from scipy.optimize import curve_fit, isotonic_regression
 from scipy.stats import t
 from tqdm import tqdm
 
-from neurofuse.study.threshold import threshold_of
+from neurofuse.study.threshold import Curve, Method, threshold_of
 from neurofuse.theory import anomaly_probability
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What simulated curves are like."""
+    """Parameters of simulated curves."""
 
     name: str
     slope: float = 1.0
@@ -44,15 +45,13 @@ CASES = (
 
 
 def table() -> tuple[np.ndarray, np.ndarray]:
-    """Strength in units of its threshold, and hits above chance."""
+    """SNR of the correlation in units of its threshold, and hit rate above chance."""
     strength = np.linspace(0, 6.2, 300)
     hits = []
     for a in strength:
         share = a**2 / 40
-        found = anomaly_probability(
-            snr1=np.inf, snr2=share / (1 - share), bandwidth_hz=1, window_s=20, range_s=10
-        )
-        hits.append(1 - found)
+        snr = share / (1 - share)
+        hits.append(1 - anomaly_probability(snr1=np.inf, snr2=snr, bandwidth_hz=1, window_s=20, range_s=10))
     above = (np.array(hits) - hits[0]) / (1 - hits[0])
     return strength / np.interp(0.5, above, strength), above
 
@@ -70,31 +69,38 @@ def draw(rng: np.random.Generator, case: Curves) -> tuple[np.ndarray, np.ndarray
     return level, rng.binomial(case.n_trials, p) / case.n_trials, truth
 
 
-def ours(method: str, **more: object):
-    """An estimator of `neurofuse.study.threshold`: ln(threshold) and the ends of its interval."""
+# ln(threshold) and the ends of its interval; None where it is censored.
+Estimate = tuple[float, float, float] | None
 
-    def estimate(level: np.ndarray, curves: np.ndarray, **_: object):
-        found = threshold_of(level, curves, method=method, **more)
-        if found.censored is not None:
+
+def of_neurofuse(method: Method, curve: Curve | None = None) -> Callable[..., Estimate]:
+    """An estimator of `neurofuse.study.threshold`."""
+
+    def estimate(level: np.ndarray, curves: np.ndarray, **_: object) -> Estimate:
+        found = threshold_of(level, curves, method=method, curve=curve)
+        if found.censored is not None or found.ci95 is None:
             return None
-        return np.log([found.measured, *found.ci95])
+        measured, low, high = np.log([found.measured, *found.ci95])
+        return measured, low, high
 
     return estimate
 
 
-def no_lapse(level: np.ndarray, curves: np.ndarray, **_: object):
-    """A logistic curve that starts at 1, a seed each, t-interval."""
+def no_lapse(level: np.ndarray, curves: np.ndarray, **_: object) -> Estimate:
+    """A logistic curve per seed that starts at 1, t-interval."""
 
     def logistic(x: np.ndarray, at: float, slope: float) -> np.ndarray:
         return 1 / (1 + np.exp(np.clip(slope * (x - at), -50, 50)))
 
-    at = np.array([curve_fit(logistic, np.log(level), c, p0=[0, 2], maxfev=5000)[0][0] for c in curves])
-    half = t.ppf(0.975, at.size - 1) * at.std(ddof=1) / np.sqrt(at.size)
-    return at.mean(), at.mean() - half, at.mean() + half
+    logs = np.array([curve_fit(logistic, np.log(level), c, p0=[0, 2], maxfev=5000)[0][0] for c in curves])
+    half = t.ppf(0.975, logs.size - 1) * logs.std(ddof=1) / np.sqrt(logs.size)
+    return logs.mean(), logs.mean() - half, logs.mean() + half
 
 
-def trials_only(level: np.ndarray, curves: np.ndarray, *, n_trials: int, rng: np.random.Generator):
-    """Isotonic half-maximum of all seeds pooled; the interval redraws trials and never seeds."""
+def trials_only(
+    level: np.ndarray, curves: np.ndarray, *, n_trials: int, rng: np.random.Generator
+) -> Estimate:
+    """Isotonic half-maximum of all seeds pooled; the interval resamples trials and not seeds."""
     x, pooled = np.log(level), curves.mean(axis=0)
 
     def root(y: np.ndarray) -> float:
@@ -104,15 +110,16 @@ def trials_only(level: np.ndarray, curves: np.ndarray, *, n_trials: int, rng: np
         return float(x[k] + share * (x[k + 1] - x[k]))
 
     n = n_trials * len(curves)
-    redrawn = [root(rng.binomial(n, pooled) / n) for _ in range(200)]
-    return root(pooled), *np.quantile(redrawn, [0.025, 0.975])
+    resampled = [root(rng.binomial(n, pooled) / n) for _ in range(200)]
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return root(pooled), low, high
 
 
 ESTIMATORS = {
-    "isotonic half-maximum (default)": ours("isotonic"),
-    "curve of theory, slope and lapse": ours("theory"),
-    "logistic, slope and lapse": ours("theory", curve=lambda r: 1 / (1 + r)),
-    "Weibull, slope and lapse": ours("theory", curve=lambda r: np.exp(-np.log(2) * r)),
+    "isotonic half-maximum (default)": of_neurofuse("isotonic"),
+    "curve of theory, slope and lapse": of_neurofuse("theory"),
+    "logistic, slope and lapse": of_neurofuse("theory", lambda r: 1 / (1 + r)),
+    "Weibull, slope and lapse": of_neurofuse("theory", lambda r: np.exp(-np.log(2) * r)),
     "logistic, lapse fixed at 0": no_lapse,
     "bootstrap over trials only": trials_only,
 }
@@ -121,7 +128,7 @@ ESTIMATORS = {
 def main() -> None:
     """Print coverage and bias of every estimator on every kind of curve."""
     parser = argparse.ArgumentParser(
-        description="Coverage of threshold estimators on curves that know the truth."
+        description="Coverage of threshold estimators on curves with a known threshold."
     )
     parser.add_argument("--repetitions", type=int, default=200)
     options = parser.parse_args()
@@ -131,20 +138,18 @@ def main() -> None:
         cells = []
         for k, case in enumerate(tqdm(CASES, desc=name, leave=False)):
             rng = np.random.default_rng(k)
-            held, off, lost = [], [], 0
+            covered, errors, n_censored = [], [], 0
             for _ in range(options.repetitions):
                 level, curves, truth = draw(rng, case)
                 found = estimate(level, curves, n_trials=case.n_trials, rng=rng)
                 if found is None:
-                    lost += 1
+                    n_censored += 1
                     continue
-                held.append(found[1] <= truth <= found[2])
-                off.append(found[0] - truth)
-            error = np.std(off, ddof=1) / np.sqrt(len(off))
-            cells.append(
-                f"{np.mean(held):.3f}, {np.mean(off):+.3f} ± {error:.3f}"
-                + (f", {lost} censored" if lost else "")
-            )
+                covered.append(found[1] <= truth <= found[2])
+                errors.append(found[0] - truth)
+            error = np.std(errors, ddof=1) / np.sqrt(len(errors))
+            censored = f", {n_censored} censored" if n_censored else ""
+            cells.append(f"{np.mean(covered):.3f}, {np.mean(errors):+.3f} ± {error:.3f}{censored}")
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""In: a recording as it was read. Out: nothing, or one sentence that says why it should not be trusted."""
+"""In: a recording as it was read. Out: nothing, or one sentence that states why it is refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_spikes(
     allow_negative_times : bool
         Whether spikes before zero are meant.
     unit_assumed : bool
-        Whether seconds are only an assumption, so that milliseconds are looked for.
+        Whether seconds are only an assumption, so that other units are tested for.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def check_spans(recording: Recording, *, assumed: set[str]) -> None:
 
 
 def check_movement(movement: Movement, *, source: str) -> None:
-    """Refuse movement with an axis that never changes: there is nothing to decode.
+    """Refuse movement with an axis that never changes, which cannot be decoded.
 
     Raises
     ------

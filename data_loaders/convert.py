@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from data_loaders.formats import LoadError, Request
-from data_loaders.neo_files import read_block
-from data_loaders.neo_objects import to_neo
-from data_loaders.nwb_writer import write_nwb
+from data_loaders.readers.neo_files import read_block
+from data_loaders.selection import select
+from data_loaders.writers.neo_writer import write_nix
+from data_loaders.writers.nwb_writer import write_nwb
 from neurofuse.recording import Recording
-from neurofuse.storage import save_recording, whole_file
-
-__all__ = ["from_neo", "save", "to_neo", "write_nix", "write_nwb"]
+from neurofuse.storage import save_recording
 
 
 def save(recording: Recording, path: str | Path) -> Path:
@@ -39,25 +38,6 @@ def save(recording: Recording, path: str | Path) -> Path:
     return writers[path.suffix.lower()](recording, path)
 
 
-def write_nix(recording: Recording, path: str | Path) -> Path:
-    """Write a recording as NIX through neo; times of regular samples agree to a nanosecond.
-
-    Raises
-    ------
-    NeurofuseError
-        If the folder cannot be written.
-    """
-    import neo
-
-    path = Path(path)
-    block = to_neo(recording)
-    with whole_file(path) as partial:
-        partial.unlink()
-        with neo.io.NixIO(str(partial), "ow") as file:
-            file.write_block(block)
-    return path
-
-
 def from_neo(
     block: Any,
     *,
@@ -75,14 +55,13 @@ def from_neo(
     clock : str, optional
         Name of that clock; by default the block's name.
     spikes, lfp, movement : tuple of str, optional
-        Names of units, signals or channels to take; () leaves out. Movement is only taken by name.
+        Names of units, signals or channels to take; () leaves out. Movement is taken by name only.
 
     Raises
     ------
     NeurofuseError
         If a name is not there, or the block holds nothing that can be used.
     """
-    name = str(block.name or "block")
-    return read_block(
-        block, Request(clock=clock or name, spikes=spikes, lfp=lfp, movement=movement), Path(name)
-    )
+    path = Path(str(block.name or "block"))
+    request = Request(clock=clock or path.name, spikes=spikes, lfp=lfp, movement=movement)
+    return select(read_block(block, request, path), request, path)

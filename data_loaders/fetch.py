@@ -1,6 +1,6 @@
 """In: the name of a public data set. Out: one of its files on disk, checked where its archive publishes a checksum.
 
-A recipe says where a set lies, what it may be used for and how to cite it. No checksum is written here: it is
+A recipe states where a set is kept, what it may be used for and how to cite it. No checksum is written here: it is
 read from the archive's own record of the file, when the file is fetched. Files are kept in a cache folder.
 """
 
@@ -24,18 +24,18 @@ TIMEOUT_S = 30
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A public data set: where it lies, what may be done with it, and how to go on.
+    """A public data set: where it is kept, its licence, and how to load it.
 
     Parameters
     ----------
     archive : {"zenodo", "dandi", "gin", "crcns"}
-        Who keeps it. From "crcns" nothing is fetched: it wants an account.
+        Who keeps it. From "crcns" nothing is fetched: it needs an account.
     record : str
-        What the archive calls it: a record number, ID/VERSION of a dandiset, a folder of raw files.
+        Its name in the archive: a record number, ID/VERSION of a dandiset, a folder of raw files.
     file : str
-        Which of its files is fetched unless another is asked for.
+        Which of its files is fetched by default.
     load : tuple of (keyword, value)
-        What `neurofuse.load` should be told about the file.
+        Options for `neurofuse.load`.
     """
 
     name: str
@@ -191,7 +191,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             name="hc-11-crcns",
-            what="the same in the laboratory's own files, from an archive that wants an account",
+            what="the same in the laboratory's own files, from an archive that needs an account",
             archive="crcns",
             record="hc-11",
             file="",
@@ -204,12 +204,12 @@ RECIPES: dict[str, Recipe] = {
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of that name.
+    """The recipe of this name.
 
     Raises
     ------
     LoadError
-        If there is none; the sentence lists those there are.
+        If there is none; the sentence lists all.
     """
     if name not in RECIPES:
         raise LoadError(f"there is no data set '{name}'; there are {listed(list(RECIPES))}.")
@@ -240,7 +240,7 @@ def fetch(
     Raises
     ------
     LoadError
-        If the network, the file or its checksum fails; the sentence says which, and what to do.
+        If the network, the file or its checksum fails; the sentence states which, and what to do.
     """
     import pooch
 
@@ -250,14 +250,13 @@ def fetch(
             f"'{name}' is given out to account holders only; download it by hand from {chosen.page}, then load "
             "the files."
         )
-    wanted = file or chosen.file
-    target = (pooch.os_cache("neurofuse") if folder is None else Path(folder)) / name / Path(wanted).name
+    file = file or chosen.file
+    target = (pooch.os_cache("neurofuse") if folder is None else Path(folder)) / name / Path(file).name
     if target.exists():
         return target
     try:
-        url, known_hash = {"zenodo": _on_zenodo, "dandi": _on_dandi, "gin": _on_gin}[chosen.archive](
-            chosen, wanted
-        )
+        find = {"zenodo": _on_zenodo, "dandi": _on_dandi, "gin": _on_gin}[chosen.archive]
+        url, known_hash = find(chosen, file)
         pooch.retrieve(
             url,
             known_hash=known_hash,
@@ -274,14 +273,16 @@ def fetch(
             f"'{target.name}' arrived damaged (its checksum is not the published one); fetch it again."
         ) from None
     except OSError as error:
-        # What `urllib` and `requests` raise are OSErrors too: with the archive's answer if there was one.
-        answer = getattr(error, "response", None)
+        # What `urllib` and `requests` raise are OSErrors too: with the archive's response if there was one.
+        response = getattr(error, "response", None)
         status = (
-            error.code if isinstance(error, urllib.error.HTTPError) else getattr(answer, "status_code", None)
+            error.code
+            if isinstance(error, urllib.error.HTTPError)
+            else getattr(response, "status_code", None)
         )
         if status is not None:
             raise LoadError(
-                f"{_host(chosen.page)} answers {status} for '{wanted}'; see {chosen.page} for what it holds."
+                f"{_host(chosen.page)} returns {status} for '{file}'; see {chosen.page} for what it holds."
             ) from None
         if getattr(error, "filename", None) is not None:
             raise LoadError(
@@ -299,37 +300,37 @@ def _host(url: str) -> str:
 
 
 def _json(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
-        return json.loads(answer.read())
+    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
+        return json.loads(response.read())
 
 
-def _absent(chosen: Recipe, wanted: str, held: list[str]) -> LoadError:
+def _absent(chosen: Recipe, file: str, held: list[str]) -> LoadError:
     return LoadError(
-        f"the data set '{chosen.name}' has no file '{wanted}'; it has {listed(sorted(held), most=60)}."
+        f"the data set '{chosen.name}' has no file '{file}'; it has {listed(sorted(held), most=60)}."
     )
 
 
-def _on_zenodo(chosen: Recipe, wanted: str) -> tuple[str, str | None]:
+def _on_zenodo(chosen: Recipe, file: str) -> tuple[str, str | None]:
     """Address and checksum of a file, from the record that holds it."""
     files = {f["key"]: f for f in _json(f"{ZENODO}/{chosen.record}")["files"]}
-    if wanted not in files:
-        raise _absent(chosen, wanted, list(files))
-    return files[wanted]["links"]["self"], files[wanted].get("checksum")
+    if file not in files:
+        raise _absent(chosen, file, list(files))
+    return files[file]["links"]["self"], files[file].get("checksum")
 
 
-def _on_dandi(chosen: Recipe, wanted: str) -> tuple[str, str | None]:
+def _on_dandi(chosen: Recipe, file: str) -> tuple[str, str | None]:
     """Address and checksum of a file, from the dandiset's list and the asset's own metadata."""
     dandiset, version = chosen.record.split("/")
-    subject = wanted.rsplit("/", 1)[0] if "/" in wanted else ""
+    subject = file.rsplit("/", 1)[0] if "/" in file else ""
     query = urllib.parse.urlencode({"path": subject, "page_size": 1000})
     listing = _json(f"{DANDI}/dandisets/{dandiset}/versions/{version}/assets/?{query}")
     assets = {a["path"]: a["asset_id"] for a in listing["results"]}
-    if wanted not in assets:
-        raise _absent(chosen, wanted, list(assets))
-    place = f"{DANDI}/assets/{assets[wanted]}"
+    if file not in assets:
+        raise _absent(chosen, file, list(assets))
+    place = f"{DANDI}/assets/{assets[file]}"
     sha256 = _json(f"{place}/").get("digest", {}).get("dandi:sha2-256")
     return f"{place}/download/", f"sha256:{sha256}" if sha256 else None
 
 
-def _on_gin(chosen: Recipe, wanted: str) -> tuple[str, str | None]:
-    return f"{GIN}/{chosen.record}/{urllib.parse.quote(wanted)}", None
+def _on_gin(chosen: Recipe, file: str) -> tuple[str, str | None]:
+    return f"{GIN}/{chosen.record}/{urllib.parse.quote(file)}", None

@@ -1,26 +1,28 @@
-"""In: what a caller wants of a file. Out: the words every reader shares: Format, Request, Item, FileInfo.
+"""In: a kind of file. Out: the contract between `load` and its readers: Format, Request, Item, FileInfo.
 
-A reader is a `Format`: a name, the suffixes it claims, and two functions of a path. The built-in readers and
-the ones other packages add (entry point group `neurofuse.formats`) are the same dataclass.
+A reader is a `Format`: a name, the suffixes it claims and one function that returns a `Recording`. The built-in
+readers, those of other packages and those registered at run time are the same dataclass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
-from neurofuse.recording import NeurofuseError, Recording
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Recording
 
+# What can be selected, and what else a file may list.
+Part = Literal["spikes", "lfp", "movement"]
+PARTS: tuple[Part, ...] = ("spikes", "lfp", "movement")
 Role = Literal["spikes", "lfp", "movement", "counts", "other", "trials", "events"]
 Missing = Literal["refuse", "drop"]
 
 # None: what the file offers by default. (): leave it out. Names: these items, in this order.
 Selection = tuple[str, ...] | None
-
-# Stretches whose distance in time the file does not say are set this far apart, far beyond any window.
-UNKNOWN_GAP_S = 10.0
+T = TypeVar("T")
 
 
 class LoadError(NeurofuseError):
@@ -30,88 +32,14 @@ class LoadError(NeurofuseError):
 class NoSuchName(LoadError):
     """A name that a file does not hold; `names` are those it holds."""
 
-    def __init__(self, path: Path, asked: str, names: Iterable[str], *, role: str = "item") -> None:
+    def __init__(self, path: Path, name: str, names: Iterable[str], *, role: str) -> None:
         self.names = tuple(dict.fromkeys(str(n) for n in names))
-        super().__init__(f"'{path.name}' has no {role} called '{asked}'; it has {listed(self.names)}.")
-
-
-def listed(names: Sequence[str], *, most: int = 24) -> str:
-    """Names in quotes, for an error message; long lists are cut."""
-    if not names:
-        return "none"
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(f"'{n}'" for n in names[:most]) + more
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What is wanted of one file, and what its user knows that the file does not say.
-
-    Parameters
-    ----------
-    clock : str
-        Name for the clock of this file; a reader whose file stores clock names keeps those.
-    spikes, lfp, movement : tuple of str, or None
-        None takes what the file offers by default, () leaves it out, names pick items.
-    bin_s, rate_hz : float, optional
-        Width of count bins (s) and sampling rate (Hz) of plain matrices.
-    time_unit : str
-        Unit of times in plain files: "s", "ms", "us" or "samples@RATE".
-    gap_tolerance_ms : float, optional
-        A pause up to this length inside a maker's file is not a gap.
-    missing : {"refuse", "drop"}
-        What to do with samples that hold NaN or infinity.
-    """
-
-    clock: str
-    spikes: Selection = None
-    lfp: Selection = None
-    movement: Selection = None
-    bin_s: float | None = None
-    rate_hz: float | None = None
-    time_unit: str = "s"
-    gap_tolerance_ms: float | None = None
-    missing: Missing = "refuse"
-
-    @property
-    def time_scale(self) -> float:
-        """Seconds in one unit of time of a plain file."""
-        return seconds_per(self.time_unit)
-
-
-def seconds_per(time_unit: str) -> float:
-    """Seconds in one "s", "ms", "us" or "samples@RATE".
-
-    Raises
-    ------
-    LoadError
-        If the unit is none of these.
-
-    Examples
-    --------
-    >>> seconds_per("ms")
-    0.001
-    >>> seconds_per("samples@20000")
-    5e-05
-    """
-    known = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
-    if time_unit in known:
-        return known[time_unit]
-    head, _, rate = time_unit.partition("@")
-    try:
-        rate_hz = float(rate)
-    except ValueError:
-        rate_hz = 0.0
-    if head != "samples" or not 0 < rate_hz < float("inf"):
-        raise LoadError(
-            f"the time unit '{time_unit}' is not known; give 's', 'ms', 'us' or 'samples@RATE' (rate in Hz)."
-        )
-    return 1.0 / rate_hz
+        super().__init__(f"'{path.name}' has no {role} called '{name}'; it has {listed(self.names)}.")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing a file holds: a population, a group of channels, a matrix, a table.
+    """One thing that a file holds: a population, a group of channels, a matrix, a table.
 
     Parameters
     ----------
@@ -120,9 +48,9 @@ class Item:
     role : str
         Best guess of what it is for.
     members : tuple of str
-        Names inside it that can be selected too: channels or axes.
+        Names inside it that can be selected too: units, channels or axes.
     default : bool
-        Whether `load` takes it when nothing is asked for.
+        Whether `load` takes it when nothing is selected.
     """
 
     name: str
@@ -163,11 +91,11 @@ class FileInfo:
     notes: tuple[str, ...] = ()
 
     def has(self, name: str) -> bool:
-        """Whether an item, or a channel or axis inside one, has this name."""
+        """Whether an item, or a unit, channel or axis inside one, has this name."""
         return any(name == i.name or name in i.members for i in self.items)
 
     def offers(self, role: str) -> bool:
-        """Whether `load` would take something of this role without being asked."""
+        """Whether `load` takes something of this role when nothing is selected."""
         roles = ("spikes", "counts") if role == "spikes" else (role,)
         return any(i.default and i.role in roles for i in self.items)
 
@@ -212,52 +140,166 @@ class FileInfo:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to read from one file, and what its user states about it.
+
+    Parameters
+    ----------
+    clock : str
+        Name for the clock of this file; a reader whose file stores clock names keeps those.
+    spikes, lfp, movement : tuple of str, or None
+        None takes what the file offers by default, () leaves it out, names pick items.
+    bin_s, rate_hz : float, optional
+        Width of count bins (s) and sampling rate (Hz) of plain matrices.
+    time_unit : str
+        Unit of times in plain files: "s", "ms", "us" or "samples@RATE".
+    gap_tolerance_ms : float, optional
+        A pause up to this length inside a file is not a gap.
+    missing : {"refuse", "drop"}
+        What to do with samples that hold NaN or infinity.
+
+    Raises
+    ------
+    LoadError
+        If an option is out of range.
+    """
+
+    clock: str
+    spikes: Selection = None
+    lfp: Selection = None
+    movement: Selection = None
+    bin_s: float | None = None
+    rate_hz: float | None = None
+    time_unit: str = "s"
+    gap_tolerance_ms: float | None = None
+    missing: Missing = "refuse"
+    # What `pick` has selected already, so that `load` does not select it again.
+    picked: set[Part] = field(default_factory=set, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        seconds_per(self.time_unit)
+        for value, option in ((self.bin_s, "--bin"), (self.rate_hz, "--rate")):
+            if value is not None and not 0 < value < float("inf"):
+                raise LoadError(f"{option} must be a positive number, got {value:g}.")
+        gap = self.gap_tolerance_ms
+        if gap is not None and not 0 <= gap < float("inf"):
+            raise LoadError(f"--gap-tolerance-ms must be zero or more, got {gap:g}.")
+        if self.missing not in ("refuse", "drop"):
+            raise LoadError(f"--missing must be 'refuse' or 'drop', got '{self.missing}'.")
+
+    def names(self, role: Part) -> Selection:
+        """The selection of one role."""
+        return {"spikes": self.spikes, "lfp": self.lfp, "movement": self.movement}[role]
+
+    def pick(self, path: Path, role: Part, items: Mapping[str, T], *, default: Iterable[str] = ()) -> list[T]:
+        """Choose what to read of one role; only a reader that need not read whole files calls this.
+
+        Parameters
+        ----------
+        items : dict of str to anything
+            All that the file holds, by every name that it can be picked by.
+        default : iterable of str
+            Names of what is taken if nothing is selected.
+
+        Returns
+        -------
+        list
+            The values of `items` in the order selected, none twice; empty if the role is left out.
+
+        Raises
+        ------
+        NoSuchName
+            For the first name that the file does not hold; the sentence lists those it holds.
+        """
+        names = self.names(role)
+        chosen = list(dict.fromkeys(default if names is None else names))
+        for name in chosen:
+            if name not in items:
+                raise NoSuchName(path, name, items, role=role)
+        self.picked.add(role)
+        return [items[name] for name in chosen]
+
+    @property
+    def time_scale(self) -> float:
+        """Seconds per unit of time of a plain file."""
+        return seconds_per(self.time_unit)
+
+
 @dataclass(frozen=True)
 class Format:
-    """A kind of file and how to read it.
+    """A kind of file and how to read it. `Format(name, suffixes, read)` is a whole reader.
+
+    `read` returns all that the file holds as one `Recording` whose reference is the clock it is given: times in
+    float64 seconds, no samples where nothing was recorded. `load` does the rest: it selects streams, units, channels
+    and axes by name, refuses names that are not there, checks the numbers, and turns any exception into one sentence
+    (raise `LoadError` to write that sentence). Without `describe`, `info` lists what `read` returns.
 
     Parameters
     ----------
     name : str
-        What `--format` calls it.
+        Value of `--format`.
     suffixes : tuple of str
         Endings it claims, lower case with the dot; "" claims folders.
-    describe : callable, (path, clock) -> FileInfo
-        Says what is inside without loading it all.
-    read : callable, (path, request) -> Recording
-        Reads what the request asks for, timed on `request.clock`. The recording's reference is that clock.
+    read : callable, (path, clock) -> Recording
+        Reads the whole file.
+    describe : callable, (path, clock) -> FileInfo, optional
+        Lists what is inside without reading it all. Items are named like the streams that `read` returns; those
+        that are not marked `default` are taken by name only.
+    read_parts : callable, (path, request) -> Recording, optional
+        In place of `read`: reads what `request` names, through `Request.pick`, so that the rest of a large file stays
+        unread; and has the options of `load` (bin width, rate, unit of time, missing samples).
     sniff : callable, (path) -> bool, optional
-        Looks inside when several formats claim a suffix; without it the suffix alone decides.
+        Whether the content is of this format, where several claim a suffix; without it the suffix decides.
     family : callable, (path) -> path, optional
-        The path that stands for all files written by one clock together with this one.
+        The path that stands for all files written on one clock together with this one.
     plain : bool
-        True where the file states neither rates nor units, so that bins, rates and time units are asked for.
+        Whether files state neither rates nor units, so that `load` has options for them.
     checked : bool
-        True where the file was written by neurofuse, so that its content has passed the door before.
+        Whether files were written by neurofuse, so that their content has been checked before.
+
+    Raises
+    ------
+    LoadError
+        If there is not exactly one of `read` and `read_parts`, or a suffix could never match.
     """
 
     name: str
     suffixes: tuple[str, ...]
-    describe: Callable[[Path, str], FileInfo]
-    read: Callable[[Path, Request], Recording]
+    read: Callable[[Path, str], Recording] | None = None
+    describe: Callable[[Path, str], FileInfo] | None = None
+    _: KW_ONLY
+    read_parts: Callable[[Path, Request], Recording] | None = None
     sniff: Callable[[Path], bool] | None = None
     family: Callable[[Path], Path] | None = None
     plain: bool = False
     checked: bool = False
 
+    def __post_init__(self) -> None:
+        if (self.read is None) == (self.read_parts is None):
+            raise LoadError(f"the format '{self.name}' needs one of read and read_parts.")
+        wrong = [s for s in self.suffixes if s and (not s.startswith(".") or s != s.lower())]
+        if isinstance(self.suffixes, str) or wrong:
+            given = self.suffixes if isinstance(self.suffixes, str) else wrong[0]
+            raise LoadError(
+                f"the format '{self.name}' claims the suffix '{given}'; give a tuple of endings such as ('.spk',), "
+                "lower case with the dot."
+            )
 
-def pick(path: Path, names: Selection, held: Mapping[str, object], *, role: str) -> list[str]:
-    """The names asked for, each checked to be held by the file.
+    def recording(self, path: Path, request: Request) -> Recording:
+        """What `read` or `read_parts` returns."""
+        if self.read is not None:
+            return self.read(path, request.clock)
+        assert self.read_parts is not None
+        return self.read_parts(path, request)
 
-    Raises
-    ------
-    NoSuchName
-        For the first name that is not there; the message lists those that are.
-    """
-    for name in names or ():
-        if name not in held:
-            raise NoSuchName(path, name, held, role=role)
-    return list(names or ())
+
+def listed(names: Sequence[str], *, most: int = 24) -> str:
+    """Names in quotes, for an error message; long lists are cut."""
+    if not names:
+        return "none"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(f"'{n}'" for n in names[:most]) + more
 
 
 def unique(names: Sequence[str]) -> list[str]:
@@ -276,98 +318,31 @@ def unique(names: Sequence[str]) -> list[str]:
     return out
 
 
-def choose_stream(recording: Recording, request: Request, path: Path) -> Recording:
-    """Keep what a request asks for of a recording that is already whole in memory.
+def seconds_per(time_unit: str) -> float:
+    """Seconds per "s", "ms", "us" or "samples@RATE".
 
-    Names may be those of streams, or of channels and axes inside them.
+    Raises
+    ------
+    LoadError
+        If the unit is none of these.
+
+    Examples
+    --------
+    >>> seconds_per("ms")
+    0.001
+    >>> seconds_per("samples@20000")
+    5e-05
     """
-    streams = []
-    asked: tuple[tuple[str, Selection], ...] = (("spikes", request.spikes), ("lfp", request.lfp))
-    for role, names in asked:
-        of_role = [
-            s
-            for s in recording.streams
-            if (getattr(s, "kind", "spikes") in ("spikes", "counts")) == (role == "spikes")
-        ]
-        if names is None:
-            streams += of_role
-            continue
-        by_name = {s.name: s for s in of_role}
-        channels = {c: s for s in of_role if hasattr(s, "channels") for c in s.channels}
-        pick(path, names, {**by_name, **channels}, role=role)
-        streams += [by_name[n] for n in names if n in by_name]
-        for stream in of_role:
-            chosen = [n for n in names if n not in by_name and channels.get(n) is stream]
-            if chosen and hasattr(stream, "channels"):
-                streams.append(stream.select([stream.channels.index(c) for c in chosen]))
-    movement = recording.movement
-    if request.movement is not None:
-        held = {} if movement is None else {movement.name: None, **dict.fromkeys(movement.axes)}
-        axes = pick(path, request.movement, held, role="movement")
-        if movement is not None and axes and axes != [movement.name]:
-            rows = [movement.axes.index(n) for n in axes if n in movement.axes]
-            movement = replace(movement, data=movement.data.isel(axis=rows))
-        elif not axes:
-            movement = None
-    order = {s.name: k for k, s in enumerate(recording.streams)}
-    streams.sort(key=lambda s: order[s.name])
-    return recording.but(streams=tuple(streams), movement=movement)
-
-
-def describe_recording(recording: Recording, path: Path, format_name: str) -> FileInfo:
-    """Items of a recording that is already in memory."""
-    items: list[Item] = []
-    for s in recording.spikes:
-        items.append(
-            Item(
-                s.name,
-                "spikes",
-                n_units=s.n_units,
-                n_spikes=s.times_s.size,
-                unit="s",
-                clock=s.clock,
-                duration_s=s.stop_s - s.start_s,
-                n_segments=max(len(s.support), 1),
-                default=True,
-            )
+    known = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+    if time_unit in known:
+        return known[time_unit]
+    head, _, rate = time_unit.partition("@")
+    try:
+        rate_hz = float(rate)
+    except ValueError:
+        rate_hz = 0.0
+    if head != "samples" or not 0 < rate_hz < float("inf"):
+        raise LoadError(
+            f"the time unit '{time_unit}' is not known; give 's', 'ms', 'us' or 'samples@RATE' (rate in Hz)."
         )
-    for g in recording.signals:
-        counts = g.kind == "counts"
-        items.append(
-            Item(
-                g.name,
-                "counts" if counts else "lfp",
-                n_units=g.n_channels if counts else None,
-                n_channels=None if counts else g.n_channels,
-                n_samples=g.time_s.size,
-                rate_hz=g.rate_hz,
-                unit=str(g.data.attrs.get("units", "")),
-                duration_s=g.stop_s - g.start_s,
-                clock=g.clock,
-                n_segments=max(len(g.support), 1),
-                members=tuple(g.channels),
-                default=True,
-            )
-        )
-    m = recording.movement
-    if m is not None:
-        items.append(
-            Item(
-                m.name,
-                "movement",
-                n_channels=len(m.axes),
-                n_samples=m.time_s.size,
-                rate_hz=1 / m.sample_s,
-                unit=m.units,
-                duration_s=recording.span_s[1] - recording.span_s[0],
-                clock=recording.reference,
-                n_segments=max(len(m.support), 1),
-                members=tuple(m.axes),
-                default=True,
-            )
-        )
-    if len(recording.trials):
-        items.append(
-            Item("trials", "trials", shape=recording.trials.shape, clock=recording.reference, default=True)
-        )
-    return FileInfo(str(path), format_name, tuple(items), recording.provenance)
+    return 1.0 / rate_hz

@@ -31,7 +31,7 @@ _SPIKES = re.compile(
 )
 _LFP = re.compile(r"^(.*_)?(lfps?|ecog|ieeg|seeg|eeg)$", re.I)
 _TIME = re.compile(r"^(time|times|t|ts|tvec|timestamps?|time_s|time_?axis|bin_?times?)$", re.I)
-# "pos_t", "position/timestamps", "vel_time": the time axis of one item, told by its name.
+# "pos_t", "position/timestamps", "vel_time": the time axis of one item, recognised by its name.
 _TIME_OF = re.compile(r"^(.+?)[_./](time|times|t|ts|timestamps?|time_s)$", re.I)
 
 
@@ -47,17 +47,17 @@ def words(name: str) -> list[str]:
 
 
 def is_behaviour(name: str) -> bool:
-    """Whether a channel's name says that it measures the body, not the brain."""
+    """Whether a channel measures the body, not the brain, by its name."""
     return bool(BEHAVIOUR_WORDS & set(words(name)))
 
 
 def is_auxiliary(name: str) -> bool:
-    """Whether a channel's name says that it is an auxiliary or digital input, not an electrode."""
+    """Whether a channel is an auxiliary or digital input, not an electrode, by its name."""
     return bool(AUX_WORDS & set(words(name)))
 
 
 def is_time(name: str) -> bool:
-    """Whether an array's name (its last part) says that it holds times."""
+    """Whether an array holds times, by the last part of its name."""
     return bool(_TIME.match(re.split(r"[/.]", name)[-1]))
 
 
@@ -75,7 +75,7 @@ def channel_role(name: str) -> Role:
 
 
 def matrix_role(name: str) -> Role:
-    """Role of a matrix or list in a plain file, from its name alone."""
+    """Role of a matrix or list in a plain file, from its name."""
     last = re.split(r"[/.]", name)[-1]
     if _SPIKES.match(last):
         return "spikes"

@@ -1,30 +1,33 @@
-"""In: paths, and names of what to take from them. Out: one checked `Recording`; each file is one clock."""
+"""In: paths, and names of what to take from them. Out: one checked `Recording`; each file is one clock.
+
+Whatever the reader of a file returns, the names are resolved and the numbers are checked here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from data_loaders.checks import check_movement, check_spans, check_spikes
 from data_loaders.detect import format_of, known_formats
 from data_loaders.formats import (
+    PARTS,
     FileInfo,
     Format,
     LoadError,
     Missing,
     NoSuchName,
+    Part,
     Request,
     Selection,
-    seconds_per,
     unique,
 )
-from neurofuse.recording import NeurofuseError, Recording, Spikes
+from data_loaders.selection import describe_recording, select
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Recording
 
 PathLike = str | Path
-_Role = Literal["spikes", "lfp", "movement"]
-_ROLES: tuple[_Role, ...] = ("spikes", "lfp", "movement")
 
 
 @dataclass
@@ -33,13 +36,13 @@ class _Job:
 
     path: Path
     format: Format
-    picks: dict[_Role, Selection] = field(default_factory=lambda: dict.fromkeys(_ROLES, ()))
-    required: set[_Role] = field(default_factory=set)
+    selected: dict[Part, Selection] = field(default_factory=lambda: dict.fromkeys(PARTS, ()))
+    required: set[Part] = field(default_factory=set)
     clock: str = ""
 
     @property
     def family(self) -> tuple[str, Path]:
-        """What shares one clock: the maker, and the path that stands for all files written together."""
+        """What shares one clock: the format, and the path that stands for all files written together."""
         return self.format.name, (
             self.format.family(self.path) if self.format.family else self.path
         ).resolve()
@@ -68,10 +71,11 @@ def load(
         The main file(s); of several, the first that has spikes gives the spikes, and so on. None if
         `spikes`, `lfp` and `movement` name files of their own.
     format : str, optional
-        Name of the format of the main file(s), where suffix and content do not tell.
+        Name of the format of the main file(s), where suffix and content leave it open.
     spikes, lfp, movement : str, optional
-        None takes what the main file offers, "none" leaves it out, "NAME" or "NAME,NAME" picks items of the
-        main file, "PATH" or "PATH::NAME,NAME" those of another file.
+        None takes what the main file offers by default, "none" leaves it out, "NAME" or "NAME,NAME" picks items of
+        the main file (streams, or units, channels and axes inside them), "PATH" or "PATH::NAME,NAME" those of
+        another file.
     bin_s : float, optional
         Width (s) of the bins of plain count matrices, and of others sampled along with them.
     rate_hz : float, optional
@@ -79,7 +83,7 @@ def load(
     time_unit : str
         Unit of the times in plain files: "s", "ms", "us" or "samples@RATE".
     gap_tolerance_ms : float, optional
-        Pauses up to this long inside a maker's file are not gaps.
+        Pauses up to this long inside a file are not gaps.
     circular : bool or float, optional
         The movement wraps around: decode cosine and sine. A number is the length of one turn; True takes
         the range of the movement.
@@ -91,7 +95,7 @@ def load(
     Returns
     -------
     Recording
-        Every file is a clock of its own, named after it, except for files of one maker that belong together.
+        Every file is a clock of its own, named after it, except for files that one system writes together.
         The reference is the clock of the movement, else of the spikes.
 
     Raises
@@ -99,52 +103,25 @@ def load(
     NeurofuseError
         With one sentence: what is wrong, what was given, what would be right.
     """
-    seconds_per(time_unit)
-    _check_options(bin_s, rate_hz, missing, gap_tolerance_ms)
+    stated = Request(
+        clock="",
+        bin_s=bin_s,
+        rate_hz=rate_hz,
+        time_unit=time_unit,
+        gap_tolerance_ms=gap_tolerance_ms,
+        missing=missing,
+    )
     main = [] if path is None else [Path(path)] if isinstance(path, str | Path) else [Path(p) for p in path]
-    options: dict[_Role, PathLike | None] = {"spikes": spikes, "lfp": lfp, "movement": movement}
-    jobs = _plan(main, options, format)
+    jobs = _plan(main, {"spikes": spikes, "lfp": lfp, "movement": movement}, format)
     _name_clocks(jobs)
     if time_unit != "s" and not any(j.format.plain for j in jobs):
         raise LoadError(
             f"--time-unit {time_unit} has no effect: '{jobs[0].path.name}' states its own unit; leave it out."
         )
-    parts: list[Recording] = []
-    taken: dict[str, tuple[str, Path]] = {}
-    for job in jobs:
-        request = Request(
-            clock=job.clock,
-            spikes=job.picks["spikes"],
-            lfp=job.picks["lfp"],
-            movement=job.picks["movement"],
-            bin_s=bin_s,
-            rate_hz=rate_hz,
-            time_unit=time_unit,
-            gap_tolerance_ms=gap_tolerance_ms,
-            missing=missing,
-        )
-        part = _read(job, request)
-        part = _apart(part, job, taken)
-        if not job.format.checked:
-            assumed = job.format.plain and time_unit == "s"
-            check_spikes(
-                part, source=job.path.name, allow_negative_times=allow_negative_times, unit_assumed=assumed
-            )
-            if part.movement is not None:
-                check_movement(part.movement, source=job.path.name)
-        parts.append(part)
-    recording = parts[0] if len(parts) == 1 else _merge(parts)
+    recording = _merge(_read_all(jobs, stated, allow_negative_times=allow_negative_times))
     if time_unit == "s":
         check_spans(recording, assumed={j.clock for j in jobs if j.format.plain})
-    if circular is not None and circular is not False:
-        if recording.movement is None:
-            raise LoadError("--circular needs a movement, but none was taken; pass --movement NAME.")
-        period = None if circular is True else float(circular)
-        recording = recording.but(
-            movement=recording.movement.circular(period),
-            did=f"movement taken as circular, one turn is {'its range' if period is None else f'{period:g}'}",
-        )
-    return recording
+    return recording if circular is None or circular is False else _as_circular(recording, circular)
 
 
 def info(path: PathLike, *, format: str | None = None) -> FileInfo:
@@ -155,7 +132,7 @@ def info(path: PathLike, *, format: str | None = None) -> FileInfo:
     path : path
         A file, or a folder where the maker writes folders.
     format : str, optional
-        Name of its format, where suffix and content do not tell.
+        Name of its format, where suffix and content leave it open.
 
     Raises
     ------
@@ -167,28 +144,18 @@ def info(path: PathLike, *, format: str | None = None) -> FileInfo:
     job = _Job(path, chosen)
     _name_clocks([job])
     try:
-        return chosen.describe(path, job.clock)
+        if chosen.describe is not None:
+            return chosen.describe(path, job.clock)
+        return describe_recording(chosen.recording(path, Request(clock=job.clock)), path, chosen.name)
     except Exception as error:
         raise _sentence(error, path, chosen) from error
-
-
-def _check_options(
-    bin_s: float | None, rate_hz: float | None, missing: str, gap_tolerance_ms: float | None
-) -> None:
-    for value, option in ((bin_s, "--bin"), (rate_hz, "--rate")):
-        if value is not None and not 0 < value < float("inf"):
-            raise LoadError(f"{option} must be a positive number, got {value:g}.")
-    if gap_tolerance_ms is not None and not 0 <= gap_tolerance_ms < float("inf"):
-        raise LoadError(f"--gap-tolerance-ms must be zero or more, got {gap_tolerance_ms:g}.")
-    if missing not in ("refuse", "drop"):
-        raise LoadError(f"--missing must be 'refuse' or 'drop', got '{missing}'.")
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(n.strip() for n in text.split(",") if n.strip())
 
 
-def _looks_like_file(text: str, *, no_main: bool) -> bool:
+def _is_file_name(text: str, *, no_main: bool) -> bool:
     path = Path(text)
     if path.is_file() or (path.is_dir() and (no_main or "/" in text)):
         return True
@@ -207,14 +174,14 @@ def _option(value: PathLike | None, *, no_main: bool) -> tuple[Path | None, Sele
     if "::" in value:
         path, _, names = value.partition("::")
         # Names may hold "::" themselves (neo's NIX files do), so what is before it must be a file.
-        if Path(path).exists() or _looks_like_file(path, no_main=no_main):
+        if Path(path).exists() or _is_file_name(path, no_main=no_main):
             return Path(path), _names(names) or None
-    elif _looks_like_file(value, no_main=no_main):
+    elif _is_file_name(value, no_main=no_main):
         return Path(value), None
     return None, _names(value) or None
 
 
-def _plan(main: list[Path], options: dict[_Role, PathLike | None], format_name: str | None) -> list[_Job]:
+def _plan(main: list[Path], options: dict[Part, PathLike | None], format_name: str | None) -> list[_Job]:
     """Which file gives what."""
     jobs: dict[Path, _Job] = {}
 
@@ -241,11 +208,11 @@ def _plan(main: list[Path], options: dict[_Role, PathLike | None], format_name: 
             if found is None:
                 continue
             target = jobs[found]
-        target.picks[role] = names
+        target.selected[role] = names
         if value is not None:
             target.required.add(role)
-    wanted = [j for j in jobs.values() if any(p != () for p in j.picks.values())]
-    if not wanted:
+    needed = [j for j in jobs.values() if any(names != () for names in j.selected.values())]
+    if not needed:
         if main and not described:
             raise LoadError(
                 "spikes, lfp and movement are all 'none', so there is nothing to load; leave one of them in."
@@ -256,11 +223,11 @@ def _plan(main: list[Path], options: dict[_Role, PathLike | None], format_name: 
                 "pass --spikes, --lfp or --movement NAME."
             )
         raise LoadError("no file was given; pass a path, or PATH::NAME to spikes, lfp and movement.")
-    return wanted
+    return needed
 
 
 def _first(described: dict[Path, FileInfo], role: str, names: Selection) -> Path | None:
-    """The first of several files that has what is asked for."""
+    """The first of several files that has what is selected."""
     if names is None:
         return next((p for p, i in described.items() if i.offers(role)), None)
     found = next((p for p, i in described.items() if all(i.has(n) for n in names)), None)
@@ -271,16 +238,16 @@ def _first(described: dict[Path, FileInfo], role: str, names: Selection) -> Path
 
 
 def _name_clocks(jobs: list[_Job]) -> None:
-    """One clock a file, or a family of files, named after it; folders tell apart what shares a name."""
+    """One clock per file, or family of files, named after it; where names are the same the folder is added."""
     families = list(dict.fromkeys(j.family for j in jobs))
     paths = [p for _, p in families]
     stems = [p.stem if p.is_file() and p.suffix else p.name for p in paths]
     names = []
     for path, stem in zip(paths, stems, strict=True):
         alike = [p for p, s in zip(paths, stems, strict=True) if s == stem]
-        beside = [p for p in alike if p.parent == path.parent]
-        name = path.name if len(beside) > 1 else stem
-        names.append(f"{path.parent.name}/{name}" if len(beside) < len(alike) else name)
+        same_folder = [p for p in alike if p.parent == path.parent]
+        name = path.name if len(same_folder) > 1 else stem
+        names.append(f"{path.parent.name}/{name}" if len(same_folder) < len(alike) else name)
     clocks = dict(zip(families, unique(names), strict=True))
     for job in jobs:
         job.clock = clocks[job.family]
@@ -296,7 +263,7 @@ def _sentence(error: Exception, path: Path, chosen: Format) -> NeurofuseError:
         return LoadError(
             f"reading '{path.name}' as {chosen.name} needs the package '{error.name}'; install it."
         )
-    # The first sentence says what; what follows is advice to programmers.
+    # The first sentence is the fault; what follows is advice to programmers.
     reason = " ".join(str(error).split()).split(". ")[0][:200].rstrip(".") or type(error).__name__
     if "convert between units" in reason:
         return LoadError(
@@ -309,25 +276,59 @@ def _sentence(error: Exception, path: Path, chosen: Format) -> NeurofuseError:
     )
 
 
+def _read_all(jobs: list[_Job], stated: Request, *, allow_negative_times: bool) -> list[Recording]:
+    parts: list[Recording] = []
+    taken: dict[str, tuple[str, Path]] = {}
+    for job in jobs:
+        chosen = job.selected
+        request = replace(
+            stated,
+            clock=job.clock,
+            spikes=chosen["spikes"],
+            lfp=chosen["lfp"],
+            movement=chosen["movement"],
+        )
+        part = _apart(_read(job, request), job, taken)
+        if not job.format.checked:
+            assumed = job.format.plain and stated.time_unit == "s"
+            check_spikes(
+                part, source=job.path.name, allow_negative_times=allow_negative_times, unit_assumed=assumed
+            )
+            if part.movement is not None:
+                check_movement(part.movement, source=job.path.name)
+        parts.append(part)
+    return parts
+
+
 def _read(job: _Job, request: Request) -> Recording:
+    chosen = job.format
     try:
-        part = job.format.read(job.path, request)
+        whole = chosen.recording(job.path, request)
+        left_out: set[str] = set()
+        if chosen.read is not None and chosen.describe is not None and None in job.selected.values():
+            left_out = {i.name for i in chosen.describe(job.path, job.clock).items if not i.default}
+        part = select(whole, request, job.path, left_out=left_out)
     except Exception as error:
-        raise _sentence(error, job.path, job.format) from error
-    kinds = {"spikes" if isinstance(s, Spikes) else s.kind for s in part.streams}
-    held = {
-        "spikes": bool(kinds & {"spikes", "counts"}),
-        "lfp": bool(kinds & {"lfp", "power"}),
-        "movement": part.movement is not None,
-    }
-    absent = sorted(r for r in job.required if not held[r])
-    if absent or not any(held.values()):
+        raise _sentence(error, job.path, chosen) from error
+    offered, held = _roles(whole), _roles(part)
+    absent = sorted(job.required - held)
+    if not absent and not held and offered:
+        raise LoadError(
+            f"nothing is left of '{job.path.name}' ({chosen.name}) without its {' and '.join(sorted(offered))}; "
+            "leave out less."
+        )
+    if absent or not held:
         what = absent[0] if absent else "spikes, LFP or movement"
         raise LoadError(
-            f"'{job.path.name}' ({job.format.name}) offers no {what} by itself; see what it holds with "
+            f"'{job.path.name}' ({chosen.name}) offers no {what} by default; list what it holds with "
             "'neurofuse info', then pass PATH::NAME."
         )
     return part
+
+
+def _roles(recording: Recording) -> set[Part]:
+    found: set[Part] = {s.role for s in recording.streams}
+    return found | ({"movement"} if recording.movement is not None else set())
 
 
 def _apart(part: Recording, job: _Job, taken: dict[str, tuple[str, Path]]) -> Recording:
@@ -342,9 +343,11 @@ def _apart(part: Recording, job: _Job, taken: dict[str, tuple[str, Path]]) -> Re
 
 
 def _merge(parts: list[Recording]) -> Recording:
+    if len(parts) == 1:
+        return parts[0]
     moving = next((p for p in parts if p.movement is not None), None)
     streams = [s for p in parts for s in p.streams]
-    populations = [s for s in streams if isinstance(s, Spikes) or s.kind == "counts"]
+    populations = [s for s in streams if s.role == "spikes"]
     reference = moving.reference if moving is not None else (populations or streams)[0].clock
     twice = {s.name for s in streams if [t.name for t in streams].count(s.name) > 1}
     names = unique([f"{s.name} ({s.clock})" if s.name in twice else s.name for s in streams])
@@ -356,4 +359,14 @@ def _merge(parts: list[Recording]) -> Recording:
         None if moving is None else moving.movement,
         home.trials,
         tuple(line for p in parts for line in p.provenance),
+    )
+
+
+def _as_circular(recording: Recording, circular: bool | float) -> Recording:
+    if recording.movement is None:
+        raise LoadError("--circular needs a movement, but none was taken; pass --movement NAME.")
+    period = None if circular is True else float(circular)
+    return recording.but(
+        movement=recording.movement.circular(period),
+        did=f"movement taken as circular, one turn is {'its range' if period is None else f'{period:g}'}",
     )

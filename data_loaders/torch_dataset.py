@@ -1,7 +1,7 @@
 """In: windows of a recording. Out: token sequences as a torch Dataset and DataLoader, for a loop of your own.
 
-Two views of the same tokens. On the grid a window is one array a clock, (tokens x features): what `fit`
-consumes. As a sequence it is a list of (time, source, value): one entry for every unit that fired in a token
+Two views of the same tokens. On the grid a window is one array per clock, (tokens x features): what `fit`
+takes. As a sequence it is a list of (time, source, value): one entry for every unit that fired in a token
 and for every LFP feature, which is what set encoders and perceivers read.
 """
 
@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from neurofuse.recording import NeurofuseError, Recording
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Recording
 from neurofuse.tokens import tokenize
-from neurofuse.windows import Windows, cut
+from neurofuse.windows import Windows, cut_windows
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,7 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         return len(self.windows)
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which pass over the data comes next; it chooses the lags that `redraw` draws."""
+        """Set the number of the next pass over the data, which seeds the lags that `redraw` draws."""
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
@@ -81,14 +82,14 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         return index % len(self)
 
     def sequences(self, index: int) -> list[TokenSequence]:
-        """The same window as one (time, source, value) sequence a clock; units that did not fire are left out."""
+        """The same window as one (time, source, value) sequence per clock; units that did not fire are left out."""
         index = self._row(index)
         batch = self.windows.batch(slice(index, index + 1))
         tokens = self.windows.tokens
         out = []
         for values, present, clock in zip(batch.values, batch.present, tokens.clocks, strict=True):
-            wanted = present[0][:, None] & (~clock.counted | (values[0] != 0))
-            step, source = np.nonzero(wanted)
+            kept = present[0][:, None] & (~clock.counted | (values[0] != 0))
+            step, source = np.nonzero(kept)
             time_s = (step - batch.reach + 0.5) * tokens.token_s
             out.append(
                 TokenSequence(
@@ -112,7 +113,7 @@ def window_loader(
     seed: int = 0,
     num_workers: int = 0,
 ) -> DataLoader[dict[str, torch.Tensor]]:
-    """Batches of windows of a whole recording, in the ten lines of somebody's own training loop.
+    """Batches of windows of a whole recording, for a training loop of your own.
 
     LFP should be features already (`neurofuse.features.lfp_features`); tokens average what they are given.
 
@@ -122,7 +123,7 @@ def window_loader(
         If no window fits.
     """
     tokens = tokenize(recording, token_s=token_s)
-    windows = cut(
+    windows = cut_windows(
         tokens,
         window_s=window_s,
         stride_s=stride_s,
@@ -131,7 +132,7 @@ def window_loader(
     )
     if len(windows) == 0:
         raise NeurofuseError(
-            f"recording '{recording.name}' has no stretch of {window_s:g} s; ask for shorter windows."
+            f"recording '{recording.name}' has no stretch of {window_s:g} s; use shorter windows."
         )
     generator = torch.Generator().manual_seed(seed)
     return DataLoader(

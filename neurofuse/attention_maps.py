@@ -1,29 +1,31 @@
-"""In: a fitted decoder and windows, or a table of its lag posteriors. Out: where it looked, how well, and what it used.
+"""In: a fitted decoder and windows, or lag posteriors. Out: attention over lags, its quality, and contributions to R2.
 
-Attention over lags is a spotlight: it lies on the truth or beside it, it may flicker, and it may be sharp and
-wrong, so no single number tells whether it works.
+Attention over lags may lie on the truth or not, it may flicker, and it may be sharp and wrong, so no single number
+shows whether it works.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from neurofuse.recording import GAP_SAMPLES, FloatArray, NeurofuseError
-from neurofuse.scores import hit_tolerance_s, posterior_quantile, r2_per_axis, share_inside
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import GAP_SAMPLES, FloatArray
+from neurofuse.scores import hit_tolerance_s, hits, posterior_quantile, r2_per_axis, share_inside
 from neurofuse.tokens import ClockTokens
+from neurofuse.variables import labelled
 from neurofuse.windows import Windows
 
 if TYPE_CHECKING:
     from neurofuse.decoders.base import Decoder
 
-# Central intervals whose coverage is told.
-LEVELS = (0.5, 0.8, 0.9, 0.95)
+# Probability inside the central intervals whose coverage is measured.
+CREDIBLE_LEVELS = (0.5, 0.8, 0.9, 0.95)
 # Equal bins of confidence (Guo et al. 2017, "On calibration of modern neural networks").
 N_BINS = 10
 
@@ -31,16 +33,16 @@ N_BINS = 10
 def attention(
     decoder: Decoder, windows: Windows, *, truth_s: Mapping[str, ArrayLike] | None = None
 ) -> xr.Dataset:
-    """Where a decoder looked: its weights over lags at every token of some windows.
+    """Attention of a decoder over lags at every token of some windows.
 
     Parameters
     ----------
     decoder : Decoder
-        Fitted, and one that looks for a lag.
+        Fitted, and one that estimates a lag.
     windows : Windows
     truth_s : mapping of clock -> array_like, optional
-        True lag (s) of a clock, of a shape that broadcasts to (n_windows, n_steps), where somebody knows it whom
-        the windows did not tell; `LagTruth.at(windows.time_s)` is one.
+        True lag (s) of a clock, of a shape that broadcasts to (n_windows, n_steps), where it is known and the
+        windows do not hold it; `LagTruth.at(windows.time_s)` is one.
 
     Returns
     -------
@@ -52,29 +54,27 @@ def attention(
     Raises
     ------
     NeurofuseError
-        If the decoder attends to nothing, or `truth_s` names a clock that is not searched.
+        If the decoder estimates no lag, or `truth_s` names a clock that is not searched.
     """
-    said = decoder.decode(windows)
-    tokens, clocks = windows.tokens, list(said.posterior)
+    found = decoder.decode(windows)
+    tokens, clocks = windows.tokens, list(found.posterior)
     if not clocks:
         raise NeurofuseError(
-            f"decoder '{decoder.name}' attends to nothing on clocks {[c.clock for c in tokens.clocks]}; take a decoder "
-            "that looks for a lag, such as 'tracked', and a recording with a second clock."
+            f"decoder '{decoder.name}' has no attention over lags on clocks {[c.clock for c in tokens.clocks]}; take a "
+            "decoder that estimates a lag, such as 'tracked', and a recording with a second clock."
         )
     if unknown := sorted(set(truth_s or {}) - set(clocks)):
         raise NeurofuseError(f"truth_s names clock '{unknown[0]}', but the clocks searched are {clocks}.")
     known_s = dict(zip([c.clock for c in tokens.clocks[1:]], np.moveaxis(windows.lag_s, -1, 0), strict=True))
     known_s |= {c: np.broadcast_to(np.asarray(v, float), windows.shape) for c, v in (truth_s or {}).items()}
+    steps = ("clock", "window", "step")
     table = xr.Dataset(
         {
-            "posterior": (("clock", "window", "step", "lag"), np.stack([said.posterior[c] for c in clocks])),
-            "lag_path_s": (
-                ("clock", "window", "step"),
-                np.stack([said.lag_s[said.path[c]] for c in clocks]),
-            ),
-            "true_lag_s": (("clock", "window", "step"), np.stack([known_s[c] for c in clocks])),
+            "posterior": ((*steps, "lag"), np.stack([found.posterior[c] for c in clocks])),
+            "lag_path_s": (steps, np.stack([found.lag_s[found.path[c]] for c in clocks])),
+            "true_lag_s": (steps, np.stack([known_s[c] for c in clocks])),
         },
-        coords={"clock": clocks, "time": (("window", "step"), windows.time_s), "lag": said.lag_s},
+        coords={"clock": clocks, "time": (("window", "step"), windows.time_s), "lag": found.lag_s},
         attrs={
             "decoder": decoder.name,
             "reference": tokens.clocks[0].clock,
@@ -83,29 +83,29 @@ def attention(
             "truth_step_s": tokens.fine_s,
         },
     )
-    return table if np.isfinite(table["true_lag_s"]).any() else table.drop_vars("true_lag_s")
+    return labelled(table if np.isfinite(table["true_lag_s"]).any() else table.drop_vars("true_lag_s"))
 
 
 def attention_scores(table: xr.Dataset, *, bandwidth_hz: float | None = None) -> xr.Dataset:
-    """How well attention lay on the truth, how steadily, and whether it knew.
+    """Accuracy, steadiness and calibration of attention over lags.
 
     Parameters
     ----------
     table : Dataset, dims (clock, window, step, lag) or (clock, time, lag)
         From `attention`, or the `alignment` of `decode_recording`. With `posterior`, and `true_lag_s` where known.
     bandwidth_hz : float, optional
-        One-sided bandwidth B of what the clocks share: lags within +-1/(2B) are one lag, as far as the streams
-        can tell (never less than half a step of the lag grid). By default the tolerance is that of a hit.
+        One-sided bandwidth B of what the clocks share: lags within +-1/(2B) count as one lag, since the streams do
+        not separate them (never less than half a step of the lag grid). By default the tolerance is that of a hit.
 
     Returns
     -------
-    Dataset, dims (clock,), (clock, level) and (clock, bin)
-        `entropy` (nats) and `relative_entropy` (of log L, the most there can be); `flicker`, the rate (1/s) at which
-        the most probable lag changes by more than the tolerance between neighbouring tokens of one window.
+    Dataset, dims (clock,), (clock, credible_level) and (clock, bin)
+        `entropy` (nats) and `relative_entropy` (over log L, the largest there can be); `flicker`, the rate (1/s) at
+        which the most probable lag changes by more than the tolerance between neighbouring tokens of one window.
 
         Where a truth is known: `mass_on_truth`, the mean probability within the tolerance of it; `anomaly_rate`,
-        the share of time the most probable lag lies further off; `true_flicker`, the rate at which the truth itself
-        jumps so; `coverage` (level), how often a central interval of that level holds the truth;
+        one minus the hit rate of the most probable lag of each token; `true_flicker`, the rate of such changes of the
+        truth itself; `coverage` (credible_level), how often a central interval of that probability holds the truth;
         `calibration_error`, the expected gap between `confidence` (the probability within the tolerance of the most
         probable lag) and `accuracy` (how often the truth is there), over bins of confidence with their `share` of
         the time; `known_share`, the share of tokens all these are taken over.
@@ -117,8 +117,11 @@ def attention_scores(table: xr.Dataset, *, bandwidth_hz: float | None = None) ->
 
     Notes
     -----
-    Mean mass on the truth is an improper score: it rewards sharpness beyond what is known, so nothing should be
-    tuned on it. Entropy alone cannot detect failure: past the critical noise level attention is sharp and wrong.
+    `lag_scores` takes the hit rate of the most probable path, this one that of each token's most probable lag; the
+    definition of a hit and its tolerance are the same, unless a bandwidth is given.
+
+    Mean mass on the truth is an improper score: it rewards sharpness beyond what the data support, so nothing should
+    be tuned on it. Entropy alone cannot detect failure: past the critical noise level attention is sharp and wrong.
     """
     if "posterior" not in table or not {"clock", "lag"} <= set(table["posterior"].dims):
         raise NeurofuseError(
@@ -127,9 +130,64 @@ def attention_scores(table: xr.Dataset, *, bandwidth_hz: float | None = None) ->
         )
     if bandwidth_hz is not None and not bandwidth_hz > 0:
         raise NeurofuseError(f"bandwidth_hz must be positive, got {bandwidth_hz:g}.")
-    moments = ("window", "step") if "step" in table["posterior"].dims else ("time",)
-    posterior_CML = table["posterior"].transpose("clock", *moments, "lag").values.astype(np.float64)
-    lag_s, time_s = table["lag"].values, np.asarray(table["time"].values)
+    posterior_CML, steps = _flattened(table)
+    lag_s = table["lag"].values
+    lag_step_s = float(lag_s[1] - lag_s[0]) if lag_s.size > 1 else 0.0
+    tolerance_s = hit_tolerance_s(steps.token_s, bandwidth_hz=bandwidth_hz, lag_step_s=lag_step_s)
+    best_CM = lag_s[posterior_CML.argmax(axis=-1)]
+    entropy = -(posterior_CML * np.log(np.maximum(posterior_CML, 1e-300))).sum(axis=-1).mean(axis=-1)
+    out = xr.Dataset(
+        {
+            "entropy": ("clock", entropy),
+            "relative_entropy": ("clock", entropy / np.log(max(lag_s.size, 2))),
+            "flicker": ("clock", [steps.rate_of_changes(x, tolerance_s) for x in best_CM]),
+        },
+        coords={"clock": table["clock"].values},
+        attrs={k: table.attrs[k] for k in ("decoder",) if k in table.attrs}
+        | {"tolerance_s": tolerance_s, "n_lags": lag_s.size},
+    )
+    if "true_lag_s" in table:
+        true_CM = table["true_lag_s"].transpose("clock", *steps.dims).values.reshape(best_CM.shape)
+        truth_step_s = float(table.attrs.get("truth_step_s", 0.0))
+        found = [
+            _scores_of_clock(*one, lag_s, tolerance_s, truth_step_s)
+            for one in zip(posterior_CML, best_CM, true_CM, strict=True)
+        ]
+        out = out.assign({n: (("clock", *d), np.stack([f[n] for f in found])) for n, d in _DIMS.items()})
+        out = out.assign_coords(credible_level=list(CREDIBLE_LEVELS))
+        out["true_flicker"] = ("clock", [steps.rate_of_changes(x, tolerance_s) for x in true_CM])
+    return labelled(out)
+
+
+@dataclass(frozen=True, eq=False)
+class _Steps:
+    """The M tokens of a table in one row.
+
+    Parameters
+    ----------
+    dims : tuple of str
+        The dimensions of the table that became one.
+    token_s : float
+    joined : ndarray of bool, shape (M - 1,)
+        False between windows and over a gap, where a change of lag is no flicker.
+    """
+
+    dims: tuple[str, ...]
+    token_s: float
+    joined: np.ndarray
+
+    def rate_of_changes(self, value_s: FloatArray, tolerance_s: float) -> float:
+        """Changes beyond the tolerance per second, shape (M,) -> one number; NaN where no neighbours are known."""
+        known = self.joined & np.isfinite(np.diff(value_s))
+        changes = np.abs(np.diff(value_s))[known] > tolerance_s
+        return float(changes.mean() / self.token_s) if known.any() else np.nan
+
+
+def _flattened(table: xr.Dataset) -> tuple[FloatArray, _Steps]:
+    """Posteriors of clock by token by lag, each summing to one, and the tokens they belong to."""
+    dims = ("window", "step") if "step" in table["posterior"].dims else ("time",)
+    posterior_CML = table["posterior"].transpose("clock", *dims, "lag").values.astype(np.float64)
+    time_s = np.asarray(table["time"].values)
     token_s = float(table.attrs.get("token_s") or np.median(np.diff(time_s, axis=-1)))
     window = np.indices(time_s.shape)[0] if time_s.ndim == 2 else np.zeros(time_s.shape)
     if time_s.ndim == 1 and "window" in table:
@@ -137,49 +195,24 @@ def attention_scores(table: xr.Dataset, *, bandwidth_hz: float | None = None) ->
     time_s, window = time_s.ravel(), window.ravel()
     posterior_CML = posterior_CML.reshape(len(posterior_CML), time_s.size, -1)
     posterior_CML /= posterior_CML.sum(axis=-1, keepdims=True)
-    # Between windows, and over a gap, a change of lag is nobody's flicker.
-    next_ = (np.diff(time_s) <= GAP_SAMPLES * token_s) & (np.diff(time_s) > 0) & (np.diff(window) == 0)
-    step_s = float(lag_s[1] - lag_s[0]) if lag_s.size > 1 else 0.0
-    tolerance_s = hit_tolerance_s(token_s)
-    if bandwidth_hz is not None:
-        tolerance_s = max(0.5 / bandwidth_hz, 0.5 * step_s) + 1e-6
-
-    def rate(value_s: FloatArray) -> float:
-        seen = next_ & np.isfinite(np.diff(value_s))
-        jumps = np.abs(np.diff(value_s))[seen] > tolerance_s
-        return float(jumps.mean() / token_s) if seen.any() else np.nan
-
-    best_CM = lag_s[posterior_CML.argmax(axis=-1)]
-    entropy = -(posterior_CML * np.log(np.maximum(posterior_CML, 1e-300))).sum(axis=-1).mean(axis=-1)
-    out = xr.Dataset(
-        {
-            "entropy": ("clock", entropy, {"units": "nat"}),
-            "relative_entropy": ("clock", entropy / np.log(max(lag_s.size, 2))),
-            "flicker": ("clock", [rate(x) for x in best_CM], {"units": "1/s"}),
-        },
-        coords={"clock": table["clock"].values},
-        attrs={k: table.attrs[k] for k in ("decoder",) if k in table.attrs}
-        | {"tolerance_s": tolerance_s, "n_lags": lag_s.size},
-    )
-    if "true_lag_s" not in table:
-        return out
-    true_CM = table["true_lag_s"].transpose("clock", *moments).values.reshape(best_CM.shape)
-    found = [
-        _against_truth(*one, lag_s, tolerance_s, float(table.attrs.get("truth_step_s", 0.0)))
-        for one in zip(posterior_CML, best_CM, true_CM, strict=True)
-    ]
-    dims = {"coverage": ("clock", "level")} | dict.fromkeys(
-        ("confidence", "accuracy", "share"), ("clock", "bin")
-    )
-    scores = {
-        name: (dims.get(name, ("clock",)), np.stack([np.asarray(f[name]) for f in found]))
-        for name in found[0]
-    }
-    out = out.assign(scores).assign_coords(level=list(LEVELS))
-    return out.assign(true_flicker=("clock", [rate(x) for x in true_CM], {"units": "1/s"}))
+    joined = (np.diff(time_s) <= GAP_SAMPLES * token_s) & (np.diff(time_s) > 0) & (np.diff(window) == 0)
+    return posterior_CML, _Steps(dims, token_s, joined)
 
 
-def _against_truth(
+# What `_scores_of_clock` returns, and the dimensions of each after the clock.
+_DIMS: dict[str, tuple[str, ...]] = {
+    "mass_on_truth": (),
+    "anomaly_rate": (),
+    "calibration_error": (),
+    "known_share": (),
+    "coverage": ("credible_level",),
+    "confidence": ("bin",),
+    "accuracy": ("bin",),
+    "share": ("bin",),
+}
+
+
+def _scores_of_clock(
     posterior_ML: FloatArray,
     best_s: FloatArray,
     true_s: FloatArray,
@@ -197,13 +230,14 @@ def _against_truth(
     def mean(values: np.ndarray) -> float:
         return float(values.mean()) if values.size else np.nan
 
-    hit, sure = np.abs(best_s - true_s) <= tolerance_s, mass(best_s)
-    bin_ = np.minimum((sure * N_BINS).astype(np.int64), N_BINS - 1)
-    count, said, right = (
-        np.bincount(bin_, weights=w, minlength=N_BINS) for w in (np.ones_like(sure), sure, hit)
+    hit, near_best = hits(best_s, true_s, tolerance_s=tolerance_s), mass(best_s)
+    bin_ = np.minimum((near_best * N_BINS).astype(np.int64), N_BINS - 1)
+    count, probability, n_hits = (
+        np.bincount(bin_, weights=w, minlength=N_BINS) for w in (np.ones_like(near_best), near_best, hit)
     )
     with np.errstate(invalid="ignore", divide="ignore"):
-        confidence, accuracy, share = said / count, right / count, count / count.sum()
+        confidence, accuracy, share = probability / count, n_hits / count, count / count.sum()
+        calibration_error = float(np.abs(probability - n_hits).sum() / count.sum())
 
     def coverage(level: float) -> float:
         low_s, high_s = (posterior_quantile(p, lag_s, 0.5 + side * level / 2) for side in (-1, 1))
@@ -212,9 +246,9 @@ def _against_truth(
     return {
         "mass_on_truth": mean(mass(true_s)),
         "anomaly_rate": mean(~hit),
-        "calibration_error": float(np.abs(said - right).sum() / count.sum()) if hit.size else np.nan,
+        "calibration_error": calibration_error,
         "known_share": mean(known),
-        "coverage": np.array([coverage(level) for level in LEVELS]),
+        "coverage": np.array([coverage(level) for level in CREDIBLE_LEVELS]),
         "confidence": confidence,
         "accuracy": accuracy,
         "share": share,
@@ -224,12 +258,12 @@ def _against_truth(
 def contribution(
     decoder: Decoder, windows: Windows, *, by: Literal["stream", "feature"] = "stream"
 ) -> xr.Dataset:
-    """What a fitted decoder loses in R2 when a part of its input is masked, for any member of the family.
+    """Drop in R2 of a fitted decoder, of any kind, when a part of its input is masked.
 
-    A whole clock is masked as absent. A stream or feature that shares its clock with others is held at its training
-    mean, since absence belongs to a clock. This tells what the decoder leans on, not what the stream knows: of two
-    streams that say the same, neither may seem to matter, and a decoder that never saw a clock absent in training
-    can lose more than the stream was worth.
+    A whole clock is masked as absent. A stream or feature that shares its clock with others is set to its training
+    mean, since absence belongs to a clock. This measures what the decoder uses, not what the stream carries: of two
+    redundant streams neither may seem to matter, and a decoder that never met an absent clock in training can drop
+    by more than the stream was worth.
 
     Parameters
     ----------
@@ -256,7 +290,7 @@ def contribution(
     tokens = windows.tokens
     if not tokens.axes:
         raise NeurofuseError(
-            "these windows hold no movement, so no contribution to it can be told; load some."
+            "these windows hold no movement, so no contribution to it can be measured; load some."
         )
     r2 = r2_per_axis(windows.movement, decoder.predict(windows))
     names, clocks, sizes, without = [], [], [], []
@@ -266,25 +300,27 @@ def contribution(
                 rest = windows.without(k)
             else:
                 masked = _at_mean(clock, columns, decoder.input_scales_[k].mean, tokens.per_token)
-                seen = (*tokens.clocks[:k], masked, *tokens.clocks[k + 1 :])
-                rest = replace(windows, tokens=replace(tokens, clocks=seen))
+                rest_clocks = (*tokens.clocks[:k], masked, *tokens.clocks[k + 1 :])
+                rest = replace(windows, tokens=replace(tokens, clocks=rest_clocks))
             without.append(r2_per_axis(windows.movement, decoder.predict(rest)))
             names.append(name)
             clocks.append(clock.clock)
             sizes.append(int(columns.sum()))
-    return xr.Dataset(
-        {
-            "r2": ("axis", r2),
-            "r2_without": (("part", "axis"), np.stack(without)),
-            "contribution": (("part", "axis"), r2 - np.stack(without)),
-        },
-        coords={
-            "part": names,
-            "axis": list(tokens.axes),
-            "clock": ("part", clocks),
-            "n_features": ("part", sizes),
-        },
-        attrs={"decoder": decoder.name, "by": by},
+    return labelled(
+        xr.Dataset(
+            {
+                "r2": ("axis", r2),
+                "r2_without": (("part", "axis"), np.stack(without)),
+                "contribution": (("part", "axis"), r2 - np.stack(without)),
+            },
+            coords={
+                "part": names,
+                "axis": list(tokens.axes),
+                "clock": ("part", clocks),
+                "n_features": ("part", sizes),
+            },
+            attrs={"decoder": decoder.name, "by": by},
+        )
     )
 
 
@@ -301,8 +337,8 @@ def _parts_of(clock: ClockTokens, by: str) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _at_mean(clock: ClockTokens, columns: np.ndarray, mean: np.ndarray, per_token: int) -> ClockTokens:
-    """The clock with some features at their mean a token wherever it was recorded."""
+    """The clock with some features at their mean per token wherever it was recorded."""
     total = clock.total.copy()
-    a_fine_step = mean[columns] / np.where(clock.counted[columns], per_token, 1)
-    total[:, columns] = clock.cover[:, None] * a_fine_step
+    mean_per_fine_step = mean[columns] / np.where(clock.counted[columns], per_token, 1)
+    total[:, columns] = clock.cover[:, None] * mean_per_fine_step
     return replace(clock, total=total)

@@ -5,27 +5,36 @@ Exit codes: 0 done, 1 a fault of ours, 2 something given cannot be used, 130 int
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import shutil
 import signal
 import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 
 from cyclopts import App, CycloptsError, Parameter
 
 import neurofuse
+from neurofuse.config import AlignConfig, DecodeConfig, Settings, StudyConfig, flags
+from neurofuse.errors import NeurofuseError
+from neurofuse.extensions import ExtensionWarning
 
 if TYPE_CHECKING:
+    from typing import Any as AlignOptions
+    from typing import Any as DecodeOptions
+    from typing import Any as StudyOptions
+
     from neurofuse.decoders.base import Decoder
-    from neurofuse.jitters.lag_laws import LagTruth
+    from neurofuse.jitters.jitter import LagTruth
     from neurofuse.recording import Recording
 
 app = App(
@@ -35,6 +44,7 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
+app.register_install_completion_command()
 
 
 def _whole(_: Any, tokens: Sequence[Any]) -> int:
@@ -54,7 +64,8 @@ Paths = Annotated[
 
 
 Format = Annotated[
-    str | None, Parameter(name="--format", help="Name of the format, where suffix and content do not tell.")
+    str | None,
+    Parameter(name="--format", help="Name of the format, where suffix and content do not show it."),
 ]
 
 
@@ -68,11 +79,11 @@ class Source:
     ] = None
     lfp: Annotated[str | None, Parameter(help="The same for LFP.")] = None
     movement: Annotated[str | None, Parameter(help="The same for movement, e.g. HandXcm,HandYcm.")] = None
-    bin_s: Annotated[float | None, Parameter(name="--bin", help="Seconds a bin of plain count matrices.")] = (
-        None
-    )
+    bin_s: Annotated[
+        float | None, Parameter(name="--bin", help="Bin width of plain count matrices, seconds.")
+    ] = None
     rate_hz: Annotated[
-        float | None, Parameter(name="--rate", help="Samples a second of plain LFP matrices.")
+        float | None, Parameter(name="--rate", help="Sampling rate of plain LFP matrices, Hz.")
     ] = None
     time_unit: Annotated[str, Parameter(help="Unit of times in plain files: s, ms, us or samples@RATE.")] = (
         "s"
@@ -95,182 +106,148 @@ class Source:
 
 EVERYTHING = Source()
 
-# Options that several commands share.
-Token = Annotated[float | None, Parameter(help="Seconds a token (0.02, or the recording's own bins).")]
-Causal = Annotated[bool, Parameter(negative="", help="Decode from the past alone.")]
-SplitUnits = Annotated[
-    int | None,
-    Parameter(converter=_whole, help="Keep so many units on the first clock, give the rest their own."),
+
+def _options(config: type[Settings]) -> type:
+    """A dataclass of command-line options, one for each setting of a configuration that has a flag."""
+    types = {
+        "count": int,
+        "whole": int,
+        "positive": float,
+        "zero or more": float,
+        "mains": float,
+        "share": float,
+    }
+    rows: list[Any] = []
+    for name, (flag, text, check, default) in flags(config).items():
+        kind: Any = bool if isinstance(default, bool) else types.get(check, str)
+        convert = _whole if kind is int else None
+        shown = Parameter(
+            name=flag, help=text, negative="", show_default=default is not None, converter=convert
+        )
+        rows.append(
+            (name, Annotated[kind if default is not None else kind | None, shown], field(default=default))
+        )
+    made = make_dataclass(
+        f"{config.__name__}Options", rows, frozen=True, kw_only=True, namespace={"__module__": __name__}
+    )
+    return Parameter(name="*")(made)
+
+
+if not TYPE_CHECKING:
+    DecodeOptions = _options(DecodeConfig)
+    StudyOptions = _options(StudyConfig)
+    AlignOptions = _options(AlignConfig)
+DECODE_DEFAULTS, STUDY_DEFAULTS, ALIGN_DEFAULTS = (
+    cast(Callable[[], Any], kind)() for kind in (DecodeOptions, StudyOptions, AlignOptions)
+)
+
+
+# Options of how a command runs, not of what it computes.
+Threads = Annotated[
+    int,
+    Parameter(
+        converter=_whole, help="Threads of PyTorch; more help on an idle machine, and hurt on a busy one."
+    ),
 ]
-LineHz = Annotated[float | None, Parameter(help="Mains frequency to remove from the LFP, 50 or 60.")]
-Steps = Annotated[int | None, Parameter(converter=_whole, help="Gradient steps at most.")]
-Seed = Annotated[int, Parameter(converter=_whole, help="Of everything random.")]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON on stdout.")]
+Out = Annotated[Path | None, Parameter(help="Folder for the results (out/NAME).")]
+Set = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--set",
+        negative="",
+        help="NAME=VALUE, an option of the decoder, such as width=32; may be repeated.",
+    ),
+]
 
 
 @app.command
 def decode(
     *paths: Paths,
     source: Source = EVERYTHING,
-    decoder: Annotated[
-        str, Parameter(help="tracked, early, ridge, kalman ...; a wrong name lists all.")
-    ] = "tracked",
-    max_lag: Annotated[
-        float | None, Parameter(help="Largest lag searched, seconds (0.5 where there is room).")
-    ] = None,
-    window: Annotated[float | None, Parameter(help="Seconds a window (3 where there is room).")] = None,
-    token: Token = None,
-    causal: Causal = False,
-    jitter: Annotated[
-        str | None,
-        Parameter(
-            help="KIND:LEVEL, move the second clock by a known truth: lag:0.3, walk:0.2, jump:0.2, skew:300."
-        ),
-    ] = None,
-    split_units: SplitUnits = None,
-    line_hz: LineHz = None,
-    steps: Steps = None,
-    seed: Seed = 0,
-    device: Annotated[str, Parameter(help="cpu, cuda or auto.")] = "auto",
-    threads: Annotated[
-        int, Parameter(help="Threads of PyTorch; more help on an idle machine, hurt on a busy one.")
-    ] = 1,
-    out: Annotated[Path | None, Parameter(help="Folder for the results (out/NAME).")] = None,
-    as_json: Annotated[
-        bool, Parameter(name="--json", negative="", help="Print the metrics as JSON on stdout.")
-    ] = False,
+    settings: DecodeOptions = DECODE_DEFAULTS,
+    options: Set = None,
+    threads: Threads = 1,
+    out: Out = None,
+    as_json: Json = False,
 ) -> None:
     """Train on the first part of a recording, decode movement from the last, and report both movement and lag.
 
-    Try it with `neurofuse decode demo`. What errs in a demo's clock can be chosen:
+    Try it with `neurofuse decode demo`. The error of a demo's clock can be chosen:
     demo:walk, demo:jump, demo:skew, demo:block, demo:offset or demo:none.
     """
     import time
 
-    from neurofuse.decode import DecodeConfig, decode_recording
-    from neurofuse.nets.device import use_threads
+    from neurofuse.decode import decode_recording
+    from neurofuse.prepare import check_names
     from neurofuse.report.save import save_result
 
     start = time.perf_counter()
-    config = DecodeConfig(
-        decoder=decoder,
-        token_s=token,
-        window_s=window,
-        max_lag_s=max_lag,
-        causal=causal,
-        jitter=jitter,
-        split_units=split_units,
-        seed=seed,
-        line_hz=line_hz,
-        n_steps=steps,
-        device=device,
-    )
-    _check_settings(config, threads)
-    use_threads(threads)
-    demo = _is_demo(paths)
+    config = DecodeConfig(**asdict(settings), options=_set(options))
+    check_names(config)
+    _use_threads(threads)
     folder = out if out is not None else Path("out") / _name_of(paths, source)
     with _new_folder(folder, marker="metrics.json") as partial:
         truths: dict[str, LagTruth] = {}
-        if demo:
-            recording, truths = _demo(paths[0], seed, partial / "input")
+        if _is_demo(paths):
+            recording, truths = _demo(paths[0], config.seed, partial / "input")
         else:
             recording = _load(paths, source)
         load_s = time.perf_counter() - start
         result = decode_recording(recording, config=config, truths=truths, progress=True)
         result.metrics["seconds"] = {"load": round(load_s, 3), **result.metrics["seconds"]}
         save_result(result, partial)
-    _tell(result.metrics, result.alignment, folder, as_json)
+    _report(result.metrics, result.alignment, folder, as_json)
 
 
 @app.command
 def align(
     *paths: Paths,
     source: Source = EVERYTHING,
+    settings: AlignOptions = ALIGN_DEFAULTS,
     save_as: Annotated[
         Path | None, Parameter(name="-o", help="Write the re-timed recording: .nwb, .nc or .nix.")
     ] = None,
-    max_lag: Annotated[float, Parameter(help="Largest lag looked for, seconds.")] = 5.0,
-    model: Annotated[
-        str, Parameter(help="What the clock may do: offset, linear, piecewise (with jumps) or free.")
-    ] = "piecewise",
-    method: Annotated[
-        str, Parameter(help="learned, or a baseline: ridge, xcorr, gcc-phat, pulses.")
-    ] = "learned",
-    clock: Annotated[str | None, Parameter(help="The clock to align, where there are several.")] = None,
-    split_units: SplitUnits = None,
-    jitter: Annotated[
-        str | None, Parameter(help="KIND:LEVEL, move the second clock by a known truth first.")
-    ] = None,
-    token: Token = None,
-    line_hz: LineHz = None,
-    steps: Annotated[int, Parameter(converter=_whole, help="Gradient steps at most.")] = 400,
-    seed: Seed = 0,
-    threads: Annotated[int, Parameter(help="Threads of PyTorch.")] = 1,
+    threads: Threads = 1,
     out: Annotated[Path | None, Parameter(help="Folder for the results (out/NAME-aligned).")] = None,
-    as_json: Annotated[
-        bool, Parameter(name="--json", negative="", help="Print the clock as JSON on stdout.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Find the map between two clocks from the signals alone, and re-time the second to the first.
 
     Two files, or one recording with two clocks; movement, if there is any, counts as a signal of its clock. A recording
     whose clocks share no signal is refused. Try it with `neurofuse align demo:skew`.
     """
-    import numpy as np
-
     from neurofuse.alignment.align import align as align_recording
-    from neurofuse.alignment.result import AlignConfig
-    from neurofuse.jitters.lag_laws import move_clock, parse_law
-    from neurofuse.nets.device import use_threads
-    from neurofuse.recording import NeurofuseError, separate_lfp
-    from neurofuse.recording import split_units as split_population
+    from neurofuse.prepare import check_names
     from neurofuse.report.save import save_alignment
 
-    _check_seed(seed)
-    if save_as is not None and save_as.suffix not in (".nwb", ".nc", ".nix"):
-        raise NeurofuseError(f"-o writes .nwb, .nc or .nix, got '{save_as}'.")
+    config = AlignConfig(**asdict(settings))
+    check_names(config)
     if save_as is not None:
-        _check_not_read(save_as, paths, source)
-    config = AlignConfig(
-        method=method,  # type: ignore[arg-type]
-        model=model,  # type: ignore[arg-type]
-        max_lag_s=max_lag,
-        clock=clock,
-        token_s=token,
-        line_hz=line_hz,
-        n_steps=steps,
-        seed=seed,
-    )
-    config.check()
-    law = parse_law(jitter) if jitter else None
-    use_threads(threads)
+        if save_as.suffix not in (".nwb", ".nc", ".nix"):
+            raise NeurofuseError(f"-o writes .nwb, .nc or .nix, got '{save_as}'.")
+        _check_not_input(save_as, paths, source)
+    _use_threads(threads)
     folder = out if out is not None else Path("out") / f"{_name_of(paths, source)}-aligned"
     with _new_folder(folder, marker="clock.json") as partial:
         if _is_demo(paths):
-            recording, _ = _demo(paths[0], seed, partial / "input")
+            recording, _ = _demo(paths[0], config.seed, partial / "input")
         else:
             recording = _load(paths, source)
-        rng = np.random.default_rng([seed, 11])
-        if split_units is not None:
-            recording = split_population(recording, split_units, rng=rng)
-        if law is not None:
-            if len(recording.clocks) < 2:
-                recording = separate_lfp(recording)
-            moved = clock or next(c for c in recording.clocks if c != recording.reference)
-            recording, _ = move_clock(recording, moved, law, max_lag_s=max_lag, rng=rng)
         found = align_recording(recording, config=config, progress=True)
         save_alignment(found, partial)
     if save_as is not None and found.status == "aligned":
         from data_loaders import save
 
-        save(found.apply(recording), save_as)
-        _say(f"wrote {save_as}")
+        save(found.apply(found.recording), save_as)
+        _print(f"wrote {save_as}")
     elif save_as is not None:
-        _say(f"warning: '{save_as}' was not written: the alignment is {found.status}.")
-    _say(repr(recording))
+        _print(f"warning: '{save_as}' was not written: the alignment is {found.status}.")
+    _print(repr(recording))
     for warning in found.warnings:
-        _say(f"warning: {warning}")
-    _say(found.verdict)
-    _say(f"results in {folder}")
+        _print(f"warning: {warning}")
+    _print(found.verdict)
+    _print(f"results in {folder}")
     if as_json:
         print(json.dumps(found.as_dict(), indent=2))
 
@@ -284,114 +261,90 @@ def study(
     ] = "lag",
     levels: Annotated[
         str,
-        Parameter(
-            help="a,b,c; KIND=a,b,c[;KIND=a,b,c]; or auto, around the level where theory expects the end."
-        ),
+        Parameter(help="a,b,c; KIND=a,b,c[;KIND=a,b,c]; or auto, around the predicted critical level."),
     ] = "auto",
     decoders: Annotated[
-        str, Parameter(help="NAME[,NAME]; early and oracle are added, as what a gain is measured between.")
+        str, Parameter(help="NAME[:OPTION=VALUE][,NAME ...]; early and oracle are added as references.")
     ] = "tracked,softmax",
     references: Annotated[
         bool, Parameter(negative="--no-references", help="Add early and oracle.", show_default=False)
     ] = True,
-    seeds: Annotated[int, Parameter(converter=_whole, help="Repetitions, drawn anew.")] = 5,
     protocol: Annotated[
         str,
         Parameter(
             help="train-matched (trained at every level), test-only (trained once), or both, by comma."
         ),
     ] = "train-matched",
-    base_lag: Annotated[
-        str | None,
-        Parameter(help="Lag to be found while something else is varied (lag:0.2), KIND:LEVEL or none."),
-    ] = None,
-    max_lag: Annotated[float, Parameter(help="Largest lag searched, seconds.")] = 0.5,
-    window: Annotated[float, Parameter(help="Seconds a window.")] = 3.0,
-    token: Token = None,
-    causal: Causal = False,
-    split_units: SplitUnits = None,
-    line_hz: LineHz = None,
-    bandwidth_hz: Annotated[
-        float | None, Parameter(name="--bandwidth", help="Of what the clocks share, Hz; +-1/(2B) is a hit.")
-    ] = None,
-    steps: Steps = None,
-    seed: Seed = 0,
+    settings: StudyOptions = STUDY_DEFAULTS,
+    options: Set = None,
     jobs: Annotated[int, Parameter(converter=_whole, help="Processes of this machine.")] = 1,
     scheduler: Annotated[
         str | None, Parameter(help="Address of a Dask scheduler to run on instead, tcp://HOST:8786.")
     ] = None,
     resume: Annotated[bool, Parameter(negative="", help="Go on with the study that --out holds.")] = False,
     out: Annotated[Path, Parameter(help="Folder for the results.")],
-    as_json: Annotated[
-        bool, Parameter(name="--json", negative="", help="Print the table as JSON on stdout.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
-    """Spoil a recording more and more, train decoders on it, and tell how much each of them survives.
+    """Plant a growing error in a recording, train decoders on it, and measure at which level each of them fails.
 
     The clocks of the recording should agree: the study plants every error itself. `demo` is the simulation
     without a lag. Try it with
     `neurofuse study demo --jitter lag --levels 0.1,0.3 --decoders ridge --seeds 1 --out out/study`.
     """
-    import numpy as np
-
-    from neurofuse.recording import NeurofuseError
-    from neurofuse.report.save import save_study_report, save_thresholds
-    from neurofuse.study.cell import BASE_LAG, StudyConfig, check_config
-    from neurofuse.study.run import run_study, told
+    from neurofuse.prepare import check_names
+    from neurofuse.study.run import run_study
 
     kinds = _names(jitter)
     config = StudyConfig(
-        decoders=_names(decoders),
+        **asdict(settings),
+        decoders=_decoders(decoders, _set(options)),
         kinds=kinds,
         levels=_levels(levels, kinds),
-        n_seeds=seeds,
         protocols=_names(protocol),
-        base_lag=base_lag or BASE_LAG,
         references=references,
-        window_s=window,
-        max_lag_s=max_lag,
-        token_s=token,
-        n_steps=steps,
-        split_units=split_units,
-        causal=causal,
-        line_hz=line_hz,
-        bandwidth_hz=bandwidth_hz,
-        seed=seed,
     )
-    check_config(config)
+    check_names(config)
     if jobs < 1:
         raise NeurofuseError(f"--jobs must be one or more, got {jobs}.")
     if _is_demo(paths):
         if paths[0] not in ("demo", "demo:none"):
             raise NeurofuseError(
-                f"'{paths[0]}' errs by itself, and a study plants every error; take demo, whose clocks agree here."
+                f"'{paths[0]}' has a lag of its own, and a study plants every error; take demo, whose clocks agree."
             )
-        recording, _ = _simulated("demo:none", seed)
+        recording, _ = _simulated("demo:none", config.seed)
     else:
         recording = _load(paths, source)
     table = run_study(
         recording, config=config, jobs=jobs, scheduler=scheduler, out=out, resume=resume, progress=True
     )
-    _say(repr(recording))
+    _print(repr(recording))
+    _report_study(table, out, as_json)
+
+
+def _report_study(table: Any, out: Path, as_json: bool) -> None:
+    """Write thresholds and page of a study, and print what it found."""
+    from neurofuse.report.save import save_study_report, save_thresholds
+    from neurofuse.study.run import as_json as study_json
+
     for kind, origin in zip(table["kind"].values, table["levels_from"].values, strict=True):
-        _say(f"levels of {kind}: {origin}")
+        _print(f"levels of {kind}: {origin}")
     status = table["status"].values
     short = table["message"].values == "this kind has fewer levels"
     for state in ("failed", "quarantined", "missing"):
         there = (status == state) & ~short
         if there.any():
             whys = dict.fromkeys(table["message"].values[there])
-            _say(f"warning: {there.sum()} cells {state}: {'; '.join(list(whys)[:3])}")
+            _print(f"warning: {there.sum()} cells {state}: {'; '.join(list(whys)[:3])}")
     found = save_thresholds(out, table)
     for note in found["notes"]:
-        _say(f"warning: no thresholds of {note}")
+        _print(f"warning: no thresholds of {note}")
     page = save_study_report(out, table, found)
     for one in found["thresholds"]:
         if one["method"] == "isotonic":
-            _say(_threshold_said(one))
-    _say(f"{np.sum(status == 'ok')} cells in {out / 'study.nc'}; read {page}")
+            _print(_threshold_line(one))
+    _print(f"{(status == 'ok').sum()} cells in {out / 'study.nc'}; read {page}")
     if as_json:
-        print(json.dumps(told(table) | {"thresholds": found["thresholds"]}, indent=2))
+        print(json.dumps(study_json(table) | {"thresholds": found["thresholds"]}, indent=2))
 
 
 @app.command
@@ -400,13 +353,10 @@ def predict(
     *paths: Paths,
     source: Source = EVERYTHING,
     out: Annotated[Path | None, Parameter(help="Folder for the results (out/NAME-predicted).")] = None,
-    as_json: Annotated[
-        bool, Parameter(name="--json", negative="", help="Print the metrics as JSON on stdout.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Decode a whole recording with a decoder that was fitted before (the `checkpoint` folder of a decode)."""
     from neurofuse.decode import predict_recording
-    from neurofuse.recording import NeurofuseError
     from neurofuse.report.save import save_tables
 
     fitted, settings = _checkpoint(checkpoint)
@@ -422,7 +372,7 @@ def predict(
             recording = _load(paths, source)
         metrics, prediction, alignment = predict_recording(recording, fitted, settings)
         save_tables(partial, metrics, prediction, alignment)
-    _tell(metrics, alignment, folder, as_json)
+    _report(metrics, alignment, folder, as_json)
 
 
 @app.command
@@ -430,7 +380,7 @@ def info(
     path: Path,
     *,
     format: Format = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List what a file holds, and how to choose from it."""
     found = neurofuse.info(path, format=format)
@@ -447,15 +397,15 @@ def convert(
     """Read a recording and write it as one NWB, netCDF or NIX file, every clock kept by name."""
     from data_loaders import save
 
-    _check_seed(seed)
-    _check_not_read(out, paths, source)
+    Settings(seed=seed)
+    _check_not_input(out, paths, source)
     if _is_demo(paths):
         recording, _ = _simulated(paths[0], seed)
     else:
         recording = _load(paths, source)
     save(recording, out)
-    _say(repr(recording))
-    _say(f"wrote {out}")
+    _print(repr(recording))
+    _print(f"wrote {out}")
 
 
 @app.command
@@ -464,7 +414,7 @@ def fetch(
     *,
     file: Annotated[str | None, Parameter(help="Another file of the set, as its archive names it.")] = None,
     out: Annotated[Path | None, Parameter(help="Folder to keep it in (the user's cache).")] = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Download a public recording, checked where its archive publishes a checksum, or list what there is."""
     from data_loaders.fetch import RECIPES, recipe
@@ -477,26 +427,27 @@ def fetch(
     chosen = recipe(name)
     path = neurofuse.fetch(name, file=file, folder=out, progress=True)
     options = " ".join(f"--{key} {value}" for key, value in chosen.load)
-    _say(f"licence: {chosen.licence}; cite: {chosen.citation}")
-    _say(f"go on with: neurofuse {'decode' if options else 'info'} {path} {options}".rstrip())
+    _print(f"licence: {chosen.licence}; cite: {chosen.citation}")
+    _print(f"go on with: neurofuse {'decode' if options else 'info'} {path} {options}".rstrip())
     print(json.dumps({"path": str(path)}) if as_json else path)
 
 
 def main(tokens: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
-    from neurofuse.recording import NeurofuseError
 
     try:
         with _persistent_interrupt(), warnings.catch_warnings():
-            # What libraries mutter about their own code is not for the user of this one.
+            # Warnings of libraries about their own code are not for the user of this one.
             warnings.simplefilter("ignore")
+            warnings.simplefilter("once", ExtensionWarning)
+            warnings.showwarning = lambda message, *_, **__: _print(f"warning: {message}")
             app(tokens, exit_on_error=False, print_error=False)
     except NeurofuseError as error:
         _fail(str(error))
     except CycloptsError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        _say("neurofuse: interrupted")
+        _print("neurofuse: interrupted")
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -509,8 +460,8 @@ def main(tokens: list[str] | None = None) -> None:
         _fail(f"cannot read or write '{error.filename or 'a file'}' ({error.strerror or error}).")
 
 
-# Seconds after which Ctrl-C is said again.
-SAY_AGAIN_S = 10.0
+# Seconds after which an interrupt is raised again.
+RAISE_AGAIN_S = 10.0
 
 
 @contextmanager
@@ -521,7 +472,7 @@ def _persistent_interrupt() -> Iterator[None]:
         return
 
     def interrupt(*_: Any) -> NoReturn:
-        signal.setitimer(signal.ITIMER_REAL, SAY_AGAIN_S)
+        signal.setitimer(signal.ITIMER_REAL, RAISE_AGAIN_S)
         raise KeyboardInterrupt
 
     before = [(s, signal.signal(s, interrupt)) for s in (signal.SIGINT, signal.SIGALRM)]
@@ -535,11 +486,11 @@ def _persistent_interrupt() -> Iterator[None]:
 
 def _fail(reason: str) -> NoReturn:
     """One sentence on one line, and the exit code of what cannot be used."""
-    _say(f"neurofuse: error: {' '.join(reason.split())}")
+    _print(f"neurofuse: error: {' '.join(reason.split())}")
     sys.exit(2)
 
 
-def _threshold_said(one: dict[str, Any]) -> str:
+def _threshold_line(one: dict[str, Any]) -> str:
     """One threshold on one line."""
     unit = "" if one["unit"] == "1" else f" {one['unit']}"
     if one["measured"] is None:
@@ -560,7 +511,6 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _levels(text: str, kinds: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
     """Levels by kind from `a,b,c` (for all kinds), `KIND=a,b,c;KIND=a,b,c`, or `auto`."""
-    from neurofuse.recording import NeurofuseError
 
     out: dict[str, tuple[float, ...]] = {}
     for part in text.split(";") if text != "auto" else ():
@@ -575,9 +525,8 @@ def _levels(text: str, kinds: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
     return out
 
 
-def _check_not_read(written: Path, paths: tuple[str, ...], source: Source) -> None:
+def _check_not_input(written: Path, paths: tuple[str, ...], source: Source) -> None:
     """Refuse to write over a recording that is read."""
-    from neurofuse.recording import NeurofuseError
 
     read = [*paths, *(s for s in (source.spikes, source.lfp, source.movement) if s)]
     for one in read:
@@ -587,7 +536,6 @@ def _check_not_read(written: Path, paths: tuple[str, ...], source: Source) -> No
 
 
 def _load(paths: tuple[str, ...], source: Source) -> Recording:
-    from neurofuse.recording import NeurofuseError
 
     options: dict[str, Any] = asdict(source)
     if source.circular is not None:
@@ -601,7 +549,7 @@ def _load(paths: tuple[str, ...], source: Source) -> Recording:
                 f"got '{source.circular}'."
             )
         options["circular"] = turn
-    # Libraries that print while they read must not spoil what --json puts on stdout.
+    # Libraries that print while they read must not mix with what --json puts on stdout.
     with redirect_stdout(sys.stderr):
         return neurofuse.load(list(paths) or None, **options)
 
@@ -609,7 +557,6 @@ def _load(paths: tuple[str, ...], source: Source) -> Recording:
 def _checkpoint(folder: Path) -> tuple[Decoder, dict[str, Any]]:
     """A fitted decoder and the settings of the run that made it."""
     from neurofuse.decoders.base import Decoder
-    from neurofuse.recording import NeurofuseError
     from neurofuse.report.save import settings_of
 
     try:
@@ -662,45 +609,43 @@ def _name_of(paths: tuple[str, ...], source: Source) -> str:
     return Path(first.split("::")[0]).absolute().resolve().stem.replace(":", "-") or "recording"
 
 
-def _check_settings(config: Any, threads: int) -> None:
-    """Refuse settings that no recording could satisfy, before anything is read."""
-    from neurofuse.decode import WINDOW_S
-    from neurofuse.decoders.registry import parameters_of
-    from neurofuse.jitters.lag_laws import parse_law
-    from neurofuse.nets.device import check_device
-    from neurofuse.recording import NeurofuseError
+def _use_threads(threads: int) -> None:
+    from neurofuse.nets.device import use_threads
 
-    parameters_of(config.decoder)
-    if config.jitter:
-        parse_law(config.jitter)
-    positive = {
-        "--token": config.token_s,
-        "--window": config.window_s,
-        "--max-lag": config.max_lag_s,
-        "--steps": config.n_steps,
-        "--split-units": config.split_units,
-        "--threads": threads,
-    }
-    for option, value in positive.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise NeurofuseError(f"{option} must be a positive number, got {value:g}.")
-    _check_seed(config.seed)
-    if config.line_hz is not None and config.line_hz not in (50, 60):
-        raise NeurofuseError(f"--line-hz must be 50 or 60, got {config.line_hz:g}; leave it out for none.")
-    window_s = WINDOW_S if config.window_s is None else config.window_s
-    if config.max_lag_s is not None and config.max_lag_s >= window_s:
-        raise NeurofuseError(
-            f"the search range of +-{config.max_lag_s:g} s must be shorter than a window ({window_s:g} s); "
-            "lower --max-lag or raise --window."
-        )
-    check_device(config.device)
+    if threads < 1:
+        raise NeurofuseError(f"--threads must be one or more, got {threads}.")
+    use_threads(threads)
 
 
-def _check_seed(seed: int) -> None:
-    from neurofuse.recording import NeurofuseError
+def _set(words: list[str] | None) -> dict[str, Any]:
+    """Options of a decoder from NAME=VALUE."""
+    return dict(_option(word) for word in words or ())
 
-    if seed < 0:
-        raise NeurofuseError(f"--seed must be zero or more, got {seed}.")
+
+def _option(word: str) -> tuple[str, Any]:
+    name, equals, text = word.partition("=")
+    if not (equals and name.strip() and text.strip()):
+        raise NeurofuseError(f"an option of a decoder is NAME=VALUE, such as width=32, got '{word}'.")
+    try:
+        return name.strip(), ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return name.strip(), {"true": True, "false": False}.get(text.strip().lower(), text.strip())
+
+
+def _decoders(text: str, shared: dict[str, Any]) -> tuple[Any, ...]:
+    """Decoders from NAME[:OPTION=VALUE], by comma; shared options go to all that have them."""
+    from neurofuse.decoders.registry import options_of
+
+    chosen = []
+    for part in re.split(r",(?![^(]*\))", text):
+        name, *words = part.strip().split(":")
+        own = dict(_option(word) for word in words)
+        known = options_of(name) if shared else set()
+        chosen.append((name, {k: v for k, v in shared.items() if k in known} | own))
+    unused = sorted(k for k in shared if not any(k in options for _, options in chosen))
+    if unused:
+        raise NeurofuseError(f"none of the decoders '{text}' has the option '{unused[0]}' given with --set.")
+    return tuple(name if not options else (name, options) for name, options in chosen)
 
 
 @contextmanager
@@ -709,7 +654,6 @@ def _new_folder(folder: Path, *, marker: str) -> Iterator[Path]:
 
     A folder that is already there is replaced only if it is empty or one of ours, which `marker` shows.
     """
-    from neurofuse.recording import NeurofuseError
 
     made: list[Path] = []
     try:
@@ -762,21 +706,21 @@ def _remove_empty(folders: list[Path]) -> None:
             return
 
 
-def _tell(metrics: dict[str, Any], alignment: Any, folder: Path, as_json: bool) -> None:
-    """The verdict on stderr and, if asked, everything on stdout."""
+def _report(metrics: dict[str, Any], alignment: Any, folder: Path, as_json: bool) -> None:
+    """The verdict on stderr and, with --json, all metrics on stdout."""
     from neurofuse.report.decode_page import verdict
 
-    _say(metrics["recording"])
+    _print(metrics["recording"])
     for warning in metrics["warnings"]:
-        _say(f"warning: {warning}")
+        _print(f"warning: {warning}")
     if metrics.get("r2_mean") is not None:
-        _say(verdict(metrics, alignment))
-    _say(f"results in {folder}")
+        _print(verdict(metrics, alignment))
+    _print(f"results in {folder}")
     if as_json:
         print(json.dumps(metrics, indent=2))
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, file=sys.stderr)
 
 

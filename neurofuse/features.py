@@ -1,13 +1,14 @@
-"""In: a `Signal` of kind "lfp". Out: a `Signal` of kind "power", a few numbers a channel at a feature rate.
+"""In: a `Signal` of kind "lfp". Out: a `Signal` of kind "power", a few numbers per channel at a feature rate.
 
 The features are those that decoders of movement use: the low-frequency potential and the power in a few
-bands. Filters look only backwards by default, and every gap in the recording starts them anew. What was
-done, and by how much each band is late, travels with the data in `attrs["features"]`.
+bands. Filters are causal by default, and every gap in the recording starts them anew. The settings and the
+delay of each band are kept with the data in `attrs["features"]`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from math import ceil, pi, sqrt
@@ -17,87 +18,43 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from neurofuse.recording import FloatArray, NeurofuseError, Signal
+from neurofuse.config import FeatureConfig
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import FloatArray, Signal
 
+# Broadband is brought down to this rate before features are taken, which need no more ...
+LFP_RATE_HZ = 1000.0
+# ... where it has more than this many times as many samples.
+BROADBAND = 2.5
 # The last tenth below half the sampling rate belongs to the recorder's anti-alias filter, not to the brain.
 NYQUIST_SHARE = 0.9
 # Width of a line notch. At 2 Hz, mains that wander by 0.05 Hz are still 26 dB down.
 NOTCH_HZ = 2.0
 # A band is reported once its filter, started cold, has let through this share of an impulse's energy.
 SETTLED = 0.9
-# Power is held this far (100 dB) above nothing, measured from the largest power seen so far, so that the
-# logarithm of a run of zeros stays finite; far enough that no plausible artefact reaches the signal.
+# Power is kept above this share (-100 dB) of the largest power so far, so that the logarithm of a run of
+# zeros stays finite; low enough that no plausible artefact raises the floor to the signal.
 POWER_FLOOR = 1e-10
 # Log variances of healthy channels of one array differ by about this much or more; a smaller spread
 # (copied or simulated channels) must not turn an ordinary channel into an outlier.
 LOG_VARIANCE_SPREAD = 0.25
-# With fewer channels there is no crowd for one of them to stand out from.
-MIN_CROWD = 4
+# With fewer channels the spread over channels does not show an outlier.
+MIN_CHANNELS = 4
 # Spectra for the line-noise ratio are taken from at most this much of the longest stretch.
 SPECTRUM_S = 60.0
 
 
-@dataclass(frozen=True)
-class FeatureConfig:
-    """Which features are taken from the LFP, and how.
-
-    The default bands are the low-frequency ("local motor") potential, beta, and two gamma bands, as in
-    Flint et al. (2012) J. Neural Eng. 9:046006 and Stavisky et al. (2015) J. Neural Eng. 12:036009.
-    """
-
-    # (name, low Hz, high Hz). A band that begins at 0 is the low-passed potential itself, with its sign;
-    # every other band is power.
-    bands: tuple[tuple[str, float, float], ...] = (
-        ("lmp", 0.0, 5.0),
-        ("beta", 13.0, 30.0),
-        ("gamma", 30.0, 70.0),
-        ("high_gamma", 70.0, 150.0),
-    )
-    # 50 or 60: notch out the mains and its harmonics. None: leave them.
-    line_hz: float | None = None
-    # Features a second. The input rate is divided by a whole number, so the true rate may be a little higher.
-    rate_hz: float = 100.0
-    # Power is averaged over this long. Longer is steadier and later (by half of it).
-    smooth_s: float = 0.05
-    # Natural logarithm of power, which is nearer to normal and makes gain an offset; False: power itself.
-    log_power: bool = True
-    # Use only samples at or before the stamp of a feature. False: zero phase, for work that may look ahead.
-    causal: bool = True
-    # Order of the Butterworth filters (a band-pass has twice as many poles). Higher is sharper and later.
-    order: int = 3
-
-    def __post_init__(self) -> None:
-        bands = tuple((str(name), float(lo), float(hi)) for name, lo, hi in self.bands)
-        object.__setattr__(self, "bands", bands)
-        names = [name for name, _, _ in bands]
-        if not bands:
-            raise NeurofuseError("no band was given; name at least one, such as ('beta', 13, 30).")
-        if len(set(names)) < len(names):
-            raise NeurofuseError(f"two bands share a name in {names}; give every band a name of its own.")
-        for name, lo, hi in bands:
-            if not 0 <= lo < hi < np.inf:
-                raise NeurofuseError(f"band '{name}' is {lo:g} to {hi:g} Hz; it needs 0 <= low < high.")
-        if self.line_hz is not None and not 0 < self.line_hz < np.inf:
-            raise NeurofuseError(f"line_hz must be None, or the mains' 50 or 60, got {self.line_hz:g}.")
-        if not 0 < self.rate_hz < np.inf:
-            raise NeurofuseError(f"the feature rate must be positive, got {self.rate_hz:g} Hz.")
-        if not 0 <= self.smooth_s < np.inf:
-            raise NeurofuseError(f"smooth_s must not be negative, got {self.smooth_s:g} s.")
-        if not 1 <= self.order <= 8:
-            raise NeurofuseError(f"the filter order must be 1 to 8, got {self.order}.")
-
-
 def lfp_features(signal: Signal, *, config: FeatureConfig | None = None) -> Signal:
-    """Turn LFP into the features a movement decoder reads: low-frequency potential and band power.
+    """Turn LFP into the features a movement decoder uses: low-frequency potential and band power.
 
     Every stretch of support is filtered on its own, so nothing leaks across a gap. A causal band needs a
-    moment after the start of a stretch before its filter says anything (`settle_s` in the record); until
-    then there is no feature. Power is averaged over the last `smooth_s` (fewer right after the start).
+    moment after the start of a stretch until its filter has settled (`settle_s` in the record); until then
+    there is no feature. Power is averaged over the last `smooth_s` (fewer right after the start).
 
     Parameters
     ----------
     signal : Signal
-        LFP, (time, channel). Signals of kind "power" or "counts" come back unchanged.
+        LFP, (time, channel). Signals of kind "power" or "counts" are returned unchanged.
     config : FeatureConfig, optional
         Bands and filters; the defaults of `FeatureConfig` if left out.
 
@@ -118,33 +75,8 @@ def lfp_features(signal: Signal, *, config: FeatureConfig | None = None) -> Sign
     """
     if signal.kind != "lfp":
         return signal
-    config = config or FeatureConfig()
-    rate_hz = signal.rate_hz
-    limit_hz = NYQUIST_SHARE * rate_hz / 2
-    used = [band for band in config.bands if band[2] <= limit_hz]
-    left_out = [band for band in config.bands if band[2] > limit_hz]
-    if not used:
-        lowest = min(config.bands, key=lambda band: band[2])
-        raise NeurofuseError(
-            f"lfp '{signal.name}' has {rate_hz:g} samples a second, too few for any band (the lowest is "
-            f"'{lowest[0]}', up to {lowest[2]:g} Hz); give bands that end below {limit_hz:g} Hz."
-        )
-    # A hundredth of slack, so that 999.9 Hz counts as 1000.
-    step = max(1, int(1.01 * rate_hz / config.rate_hz))
-    out_s = step * signal.sample_s
-    n_smooth = max(1, round(config.smooth_s / out_s))
-    if not config.causal:
-        n_smooth += 1 - n_smooth % 2  # an odd number of bins has a middle
-    filters = [_band_filter(lo, hi, rate_hz, config.order) for _, lo, hi in used]
-    notches_hz = _notches(config.line_hz, rate_hz, max(hi for _, _, hi in used))
-    notch = _notch_filter(notches_hz, rate_hz)
-    potentials = [lo == 0 for _, lo, _ in used]
-    settle = 0
-    if config.causal:
-        cold = [f for f, is_potential in zip(filters, potentials, strict=True) if not is_potential]
-        settle = max((_settling(f) for f in cold), default=0)
-    skip = ceil(settle / step)
-
+    bank = _filter_bank(signal, config or FeatureConfig())
+    step, skip = bank.step, bank.skip
     pieces = [
         (start, n_bins) for start, stop in _stretches(signal) if (n_bins := (stop - start) // step - skip) > 0
     ]
@@ -152,89 +84,164 @@ def lfp_features(signal: Signal, *, config: FeatureConfig | None = None) -> Sign
         longest = max((b - a for a, b in _stretches(signal)), default=0) * signal.sample_s
         raise NeurofuseError(
             f"lfp '{signal.name}': no stretch is long enough for a feature; the longest has {longest:.3g} s, "
-            f"but {(skip + 1) * out_s:.3g} s are needed; use wider bands, a lower order or causal=False."
+            f"but {(skip + 1) * bank.out_s:.3g} s are needed; use wider bands, a lower order or causal=False."
         )
+    values, n_bands = signal.data.values, len(bank.bands)
     n_out = sum(n for _, n in pieces)
-    values = signal.data.values
     times = np.empty(n_out)
-    out = np.empty((n_out, signal.n_channels * len(used)), dtype=np.float32)
+    out = np.empty((n_out, signal.n_channels * n_bands), dtype=np.float32)
     row = 0
     for start, n_bins in pieces:
         rows = slice(row, row + n_bins)
-        first, n_in = start + skip * step, (skip + n_bins) * step
-        in_bins = signal.time_s[first : start + n_in].reshape(n_bins, step)
+        n_in = (skip + n_bins) * step
+        in_bins = signal.time_s[start + skip * step : start + n_in].reshape(n_bins, step)
         # A token holds a value until the next is due, so one about a stretch of time is stamped where that begins.
-        times[rows] = in_bins[:, -1] if config.causal else in_bins.mean(axis=1) - 0.5 * out_s
+        causal = bank.config.causal
+        times[rows] = in_bins[:, -1] if causal else in_bins.mean(axis=1) - 0.5 * bank.out_s
         for c in range(signal.n_channels):
-            # One channel at a time: hours of many channels never exist twice, let alone as float64.
+            # One channel at a time: hours of many channels never exist twice, and never as float64.
             x = np.ascontiguousarray(values[start : start + n_in, c], dtype=np.float64)
-            if notch is not None:
-                x = _filtered(notch, x, rate_hz, NOTCH_HZ, x[0] if config.causal else None)
-            # What a filter believes came before: for the potential the mean up to the first feature, as one
-            # sample alone is mostly noise; for a band the first sample, so that it meets no step.
-            before = (x[: (skip + 1) * step].mean(), x[0])
-            for b, (_, lo, hi) in enumerate(used):
-                held = before[0 if potentials[b] else 1] if config.causal else None
-                y = _filtered(filters[b], x, rate_hz, hi - lo, held)[skip * step :]
-                bins = y.reshape(n_bins, step)
-                if potentials[b]:
-                    feature = bins.mean(axis=1)
-                else:
-                    power = np.einsum("ij,ij->i", bins, bins) / step
-                    feature = _running_mean(power, n_smooth, config.causal)
-                    if config.log_power:
-                        floor = POWER_FLOOR * np.maximum.accumulate(feature)
-                        feature = np.log(np.maximum(np.maximum(feature, floor), 1e-30))
-                out[rows, c * len(used) + b] = feature
+            out[rows, c * n_bands : (c + 1) * n_bands] = bank.features(x)
         row += n_bins
-
-    bands = []
-    for (name, lo, hi), sos, is_potential in zip(used, filters, potentials, strict=True):
-        delay = 0.0
-        if config.causal:
-            window = step if is_potential else step * n_smooth
-            centre_hz = hi / 2 if is_potential else sqrt(lo * hi)
-            delay = _group_delay(sos, centre_hz, rate_hz) + (window - 1) / 2 * signal.sample_s
-        measure = "potential" if is_potential else "log power" if config.log_power else "power"
-        bands.append(
-            {"name": name, "lo_hz": lo, "hi_hz": hi, "measure": measure}
-            | {"order": config.order, "group_delay_s": round(delay, 9)}
-        )
-    why = f"ends above {NYQUIST_SHARE:g} of half the sampling rate, {limit_hz:g} Hz"
-    record = {
-        "settings": asdict(config),
-        "causal": config.causal,
-        "source_rate_hz": rate_hz,
-        "rate_hz": 1 / out_s,
-        "smooth_s": n_smooth * out_s,
-        "settle_s": skip * out_s,
-        "line_notches_hz": notches_hz,
-        "bands": bands,
-        "left_out": [{"name": n, "lo_hz": lo, "hi_hz": hi, "why": why} for n, lo, hi in left_out],
-    }
-    unit = str(signal.data.attrs.get("units", "")) or "1"
-    power_unit = f"ln {unit}^2" if config.log_power else f"{unit}^2"
-    units = unit if all(potentials) else f"{unit} (potential), {power_unit} (power)"
     data = xr.DataArray(
         out,
         dims=("time", "channel"),
-        coords={"time": times, "channel": [f"{c} {name}" for c in signal.channels for name, _, _ in used]},
+        coords={
+            "time": times,
+            "channel": [f"{c} {band}" for c in signal.channels for band, _, _ in bank.bands],
+        },
         attrs={
             **signal.data.attrs,
-            "units": units if any(potentials) else power_unit,
-            "features": json.dumps(record),
+            "units": bank.units(str(signal.data.attrs.get("units", "")) or "1"),
+            "features": json.dumps(bank.record()),
         },
     )
-    return Signal(signal.name, signal.clock, data, "power", out_s)
+    return Signal(signal.name, signal.clock, data, "power", bank.out_s)
+
+
+@dataclass(frozen=True)
+class _FilterBank:
+    """The filters of one signal, and the numbers that follow from its sampling rate."""
+
+    config: FeatureConfig
+    rate_hz: float
+    sample_s: float
+    bands: list[tuple[str, float, float]]
+    left_out: list[tuple[str, float, float]]
+    filters: list[NDArray[np.float64]]
+    notches_hz: list[float]
+    notch: NDArray[np.float64] | None
+    # Samples per feature, features per average of power, and features left out until the filters have settled.
+    step: int
+    n_smooth: int
+    skip: int
+
+    @property
+    def out_s(self) -> float:
+        """Seconds per feature."""
+        return self.step * self.sample_s
+
+    def features(self, x: FloatArray) -> FloatArray:
+        """Features (n_bins, n_bands) of one channel of one stretch, `skip` bins later than its first sample."""
+        config, step, skip = self.config, self.step, self.skip
+        if self.notch is not None:
+            x = _filtered(self.notch, x, self.rate_hz, NOTCH_HZ, x[0] if config.causal else None)
+        # The level that a filter is started from: for the potential the mean up to the first feature, as one
+        # sample alone is mostly noise; for a band the first sample, so that there is no step.
+        levels = (x[: (skip + 1) * step].mean(), x[0])
+        out = []
+        for (_, lo, hi), sos in zip(self.bands, self.filters, strict=True):
+            level = levels[0 if lo == 0 else 1] if config.causal else None
+            bins = _filtered(sos, x, self.rate_hz, hi - lo, level)[skip * step :].reshape(-1, step)
+            if lo == 0:
+                out.append(bins.mean(axis=1))
+                continue
+            power = _running_mean(np.einsum("ij,ij->i", bins, bins) / step, self.n_smooth, config.causal)
+            if config.log_power:
+                floor = POWER_FLOOR * np.maximum.accumulate(power)
+                power = np.log(np.maximum(np.maximum(power, floor), 1e-30))
+            out.append(power)
+        return np.stack(out, axis=1)
+
+    def units(self, unit: str) -> str:
+        """Unit of the features of a signal in `unit`."""
+        power = f"ln {unit}^2" if self.config.log_power else f"{unit}^2"
+        potentials = [lo == 0 for _, lo, _ in self.bands]
+        if not any(potentials):
+            return power
+        return unit if all(potentials) else f"{unit} (potential), {power} (power)"
+
+    def record(self) -> dict[str, object]:
+        """The settings, and what was done, ready for JSON."""
+        bands = []
+        for (name, lo, hi), sos in zip(self.bands, self.filters, strict=True):
+            delay = 0.0
+            if self.config.causal:
+                window = self.step if lo == 0 else self.step * self.n_smooth
+                centre_hz = hi / 2 if lo == 0 else sqrt(lo * hi)
+                delay = _group_delay(sos, centre_hz, self.rate_hz) + (window - 1) / 2 * self.sample_s
+            measure = "potential" if lo == 0 else "log power" if self.config.log_power else "power"
+            bands.append(
+                {"name": name, "lo_hz": lo, "hi_hz": hi, "measure": measure}
+                | {"order": self.config.order, "group_delay_s": round(delay, 9)}
+            )
+        limit_hz = NYQUIST_SHARE * self.rate_hz / 2
+        why = f"ends above {NYQUIST_SHARE:g} of half the sampling rate, {limit_hz:g} Hz"
+        return {
+            "settings": asdict(self.config),
+            "causal": self.config.causal,
+            "source_rate_hz": self.rate_hz,
+            "rate_hz": 1 / self.out_s,
+            "smooth_s": self.n_smooth * self.out_s,
+            "settle_s": self.skip * self.out_s,
+            "line_notches_hz": self.notches_hz,
+            "bands": bands,
+            "left_out": [{"name": n, "lo_hz": lo, "hi_hz": hi, "why": why} for n, lo, hi in self.left_out],
+        }
+
+
+def _filter_bank(signal: Signal, config: FeatureConfig) -> _FilterBank:
+    rate_hz = signal.rate_hz
+    limit_hz = NYQUIST_SHARE * rate_hz / 2
+    bands = [band for band in config.bands if band[2] <= limit_hz]
+    if not bands:
+        lowest = min(config.bands, key=lambda band: band[2])
+        raise NeurofuseError(
+            f"lfp '{signal.name}' has {rate_hz:g} samples per second, too few for any band (the lowest is "
+            f"'{lowest[0]}', up to {lowest[2]:g} Hz); give bands that end below {limit_hz:g} Hz."
+        )
+    # A hundredth of slack, so that 999.9 Hz counts as 1000.
+    step = max(1, int(1.01 * rate_hz / config.rate_hz))
+    n_smooth = max(1, round(config.smooth_s / (step * signal.sample_s)))
+    if not config.causal:
+        n_smooth += 1 - n_smooth % 2  # an odd number of bins has a middle
+    filters = [_band_filter(lo, hi, rate_hz, config.order) for _, lo, hi in bands]
+    notches_hz = _notches(config.line_hz, rate_hz, max(hi for _, _, hi in bands))
+    settle = 0
+    if config.causal:
+        settle = max((_settling(f) for f, band in zip(filters, bands, strict=True) if band[1] > 0), default=0)
+    return _FilterBank(
+        config,
+        rate_hz,
+        signal.sample_s,
+        bands,
+        [band for band in config.bands if band[2] > limit_hz],
+        filters,
+        notches_hz,
+        _notch_filter(notches_hz, rate_hz),
+        step,
+        n_smooth,
+        skip=ceil(settle / step),
+    )
 
 
 def channel_quality(
     signal: Signal, *, max_outlier_z: float = 5.0, max_saturation: float = 0.05
 ) -> pd.DataFrame:
-    """Say of every channel whether it can be trusted, and why not.
+    """Measure every channel, and mark those that are bad.
 
     A channel is bad if it is flat, if it sits at the ends of its range too often, or if its variance does
-    not belong among the others. Line noise is measured but not held against a channel: `line_hz` in
+    not fit the others. Line noise is measured but makes no channel bad: `line_hz` in
     `FeatureConfig` removes it.
 
     Parameters
@@ -242,15 +249,15 @@ def channel_quality(
     signal : Signal
         Any kind; line noise and saturation are measured on LFP only.
     max_outlier_z : float
-        Largest robust z (median and MAD over channels) of a log variance; at least 4 channels are needed.
+        Largest robust z (median and MAD over channels) of a log variance; at least `MIN_CHANNELS` are needed.
     max_saturation : float
-        Largest share of samples at a channel's smallest or largest value.
+        Largest share of samples at the smallest or largest value of a channel.
 
     Returns
     -------
     DataFrame
-        One row a channel: `name`, `flat`, `variance` (squared units), `line_50`, `line_60` (power density
-        at the line over that of its neighbours, 1 is none, NaN if it cannot be told), `saturation` (share of
+        One row per channel: `name`, `flat`, `variance` (squared units), `line_50`, `line_60` (power density
+        at the line over that of its neighbours, 1 is none, NaN if it cannot be measured), `saturation` (share of
         samples), `outlier_z`, `bad`, `why`.
 
     Raises
@@ -260,7 +267,7 @@ def channel_quality(
     """
     values = signal.data.values
     if not values.size:
-        raise NeurofuseError(f"{signal.kind} '{signal.name}' holds no samples to judge; give a longer one.")
+        raise NeurofuseError(f"{signal.kind} '{signal.name}' holds no samples to measure; give a longer one.")
     n_channels = signal.n_channels
     variance, saturation = np.empty(n_channels), np.zeros(n_channels)
     flat = np.zeros(n_channels, dtype=bool)
@@ -274,22 +281,22 @@ def channel_quality(
             saturation[c] = np.mean((x <= lowest + slack) | (x >= highest - slack))
 
     outlier_z = np.full(n_channels, np.nan)
-    if (~flat).sum() >= MIN_CROWD:
+    if (~flat).sum() >= MIN_CHANNELS:
         level = np.log(variance[~flat])
         spread = 1.4826 * np.median(np.abs(level - np.median(level)))  # MAD of a normal is sigma / 1.4826
         outlier_z[~flat] = (level - np.median(level)) / max(float(spread), LOG_VARIANCE_SPREAD)
 
     why = []
     for c in range(n_channels):
-        said = []
+        reasons = []
         if flat[c]:
-            said.append("flat: every sample is the same")
+            reasons.append("flat: every sample is the same")
         if saturation[c] > max_saturation:
-            said.append(f"saturated: {100 * saturation[c]:.0f} % of samples at the ends of its range")
+            reasons.append(f"saturated: {100 * saturation[c]:.0f} % of samples at the ends of its range")
         if abs(outlier_z[c]) > max_outlier_z:
             word = "larger" if outlier_z[c] > 0 else "smaller"
-            said.append(f"variance far {word} than the other channels' (z = {outlier_z[c]:.1f})")
-        why.append("; ".join(said))
+            reasons.append(f"variance far {word} than the other channels' (z = {outlier_z[c]:.1f})")
+        why.append("; ".join(reasons))
     return pd.DataFrame(
         {
             "name": signal.channels,
@@ -306,7 +313,7 @@ def channel_quality(
 
 
 def drop_bad(signal: Signal, quality: pd.DataFrame) -> Signal:
-    """Keep the channels that `channel_quality` did not call bad.
+    """Keep the channels that `channel_quality` did not mark as bad.
 
     Raises
     ------
@@ -328,6 +335,42 @@ def drop_bad(signal: Signal, quality: pd.DataFrame) -> Signal:
     return signal if not bad.any() else signal.select(np.flatnonzero(~bad).tolist())
 
 
+def clean_lfp(
+    signal: Signal, *, causal: bool, keep: Collection[str] | None = None
+) -> tuple[Signal, pd.DataFrame]:
+    """Bring broadband down to `LFP_RATE_HZ`, and leave out bad channels.
+
+    Both work on one channel at a time, so that memory beyond input and output is that of one channel.
+
+    Parameters
+    ----------
+    signal : Signal
+        LFP; the rate stays if it is at most `BROADBAND` times `LFP_RATE_HZ`.
+    causal : bool
+        Whether the low-pass uses earlier samples only, as in `resample`.
+    keep : collection of str, optional
+        Names of the channels to keep instead, bad or not; all of them if the signal has none of these.
+
+    Returns
+    -------
+    signal : Signal
+    quality : DataFrame
+        One row per channel, those left out included; see `channel_quality`.
+
+    Raises
+    ------
+    NeurofuseError
+        If the signal holds no samples, or no channel would be left.
+    """
+    if signal.rate_hz > BROADBAND * LFP_RATE_HZ:
+        signal = resample(signal, LFP_RATE_HZ, causal=causal)
+    quality = channel_quality(signal)
+    if keep is None:
+        return drop_bad(signal, quality), quality
+    rows = [k for k, name in enumerate(signal.channels) if name in keep]
+    return (signal.select(rows) if rows else signal), quality
+
+
 def resample(signal: Signal, rate_hz: float, *, causal: bool = False) -> Signal:
     """Change the sampling rate of LFP or power without aliasing, each stretch of support on its own.
 
@@ -336,10 +379,10 @@ def resample(signal: Signal, rate_hz: float, *, causal: bool = False) -> Signal:
     signal : Signal
         LFP or power.
     rate_hz : float
-        Samples a second that are wanted; met exactly or to a few parts in a million.
+        Samples per second; met exactly or to a few parts in a million.
     causal : bool
-        False: linear phase (`scipy.signal.resample_poly`). True: a low-pass that looks only backwards, then
-        the newest sample at or before each wanted moment, stamped with that sample's own time.
+        False: linear phase (`scipy.signal.resample_poly`). True: a causal low-pass, then the newest sample at
+        or before each new moment, stamped with that sample's own time.
 
     Raises
     ------
@@ -360,8 +403,8 @@ def resample(signal: Signal, rate_hz: float, *, causal: bool = False) -> Signal:
         return signal
     if causal and ratio > 1:
         raise NeurofuseError(
-            f"{signal.kind} '{signal.name}' has {signal.rate_hz:g} samples a second and cannot be brought to "
-            f"{rate_hz:g} Hz causally; ask for a lower rate, or causal=False."
+            f"{signal.kind} '{signal.name}' has {signal.rate_hz:g} samples per second and cannot be brought to "
+            f"{rate_hz:g} Hz causally; give a lower rate, or causal=False."
         )
     from scipy.signal import butter, resample_poly, sosfilt, sosfilt_zi
 
@@ -430,13 +473,13 @@ def _notch_filter(notches_hz: list[float], rate_hz: float) -> NDArray[np.float64
 
 
 def _filtered(
-    sos: NDArray[np.float64], x: FloatArray, rate_hz: float, width_hz: float, held: float | None
+    sos: NDArray[np.float64], x: FloatArray, rate_hz: float, width_hz: float, level: float | None
 ) -> FloatArray:
-    """Filter one channel of one stretch: causally after a long run of `held`, or zero-phase (None)."""
+    """Filter one channel of one stretch: causally after a long run at `level`, or zero-phase (None)."""
     from scipy.signal import sosfilt, sosfilt_zi, sosfiltfilt
 
-    if held is not None:
-        return sosfilt(sos, x, zi=sosfilt_zi(sos) * held)[0]
+    if level is not None:
+        return sosfilt(sos, x, zi=sosfilt_zi(sos) * level)[0]
     # A filter of width w rings for about 1 / w; the mirrored edges must outlast that. An odd mirror keeps a
     # trend but forces a band-pass to zero at the edge, and its log power to a hole; there the mirror is even.
     passes_dc = abs(np.prod(sos[:, :3].sum(axis=1) / sos[:, 3:].sum(axis=1))) > 0.5
@@ -482,7 +525,7 @@ def _running_mean(x: FloatArray, n: int, causal: bool) -> FloatArray:
 
 
 def _line_ratio(signal: Signal, line_hz: float, flat: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Power density at the line over the median density of its neighbourhood, one number a channel."""
+    """Power density at the line over the median density of its neighbourhood, one number per channel."""
     from scipy.signal import welch
 
     ratio = np.full(signal.n_channels, np.nan)

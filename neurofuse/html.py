@@ -39,9 +39,9 @@ def card(
     folded : (title, lines), optional
     """
     parts = [_STYLE, "<div class='neurofuse'>", f"<b>{escape(title)}</b>"]
-    told = [(name, value) for name, value in facts if value is not None]
-    if told:
-        parts.append(_table((), told))
+    given = [(name, value) for name, value in facts if value is not None]
+    if given:
+        parts.append(_table((), given))
     listed = list(rows)
     if listed:
         parts.append(_table(head, listed))

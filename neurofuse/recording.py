@@ -1,4 +1,4 @@
-"""In: arrays whose times sit on named clocks. Out: one immutable `Recording`, checked once, here.
+"""In: arrays whose times are on named clocks. Out: one immutable `Recording`, checked once, here.
 
 A recording holds spikes, sampled signals and movement. Each stream names the clock its times were read
 from; two streams on the same clock are aligned, two streams on different clocks may not be. Movement and
@@ -18,22 +18,17 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from neurofuse.errors import RecordingError
 from neurofuse.html import card, coverage
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 SignalKind = Literal["lfp", "counts", "power"]
+# What a stream measures: single units (times or counts) or the field (LFP or its power).
+StreamRole = Literal["spikes", "lfp"]
 
 # A pause longer than this many sample intervals is a gap in the recording, not timing noise.
 GAP_SAMPLES = 1.5
-
-
-class NeurofuseError(ValueError):
-    """What a user gave cannot be used; the message says what is wrong, what was given, what would be right."""
-
-
-class RecordingError(NeurofuseError):
-    """A recording, or a part of one, that does not hold together."""
 
 
 def as_seconds(times: ArrayLike, *, what: str) -> FloatArray:
@@ -113,9 +108,9 @@ class Spikes:
     unit : array_like of int, shape (n_spikes,)
         Row of `units` that fired each spike.
     units : DataFrame
-        One row a unit, with at least the column `name`.
+        One row per unit, with at least the column `name`.
     support : array_like, shape (n, 2), optional
-        Stretches in which spikes could have been seen. Outside them data is absent, not silent.
+        Stretches in which spikes could have been recorded. Outside them data is absent, which is not zero spikes.
         By default from the first spike to the last.
     """
 
@@ -135,7 +130,7 @@ class Spikes:
             units["name"] = [f"unit{k}" for k in range(len(units))]
         if unit.shape != times_s.shape:
             raise RecordingError(
-                f"{what}: {times_s.size} times but {unit.size} unit numbers; give one a spike."
+                f"{what}: {times_s.size} times but {unit.size} unit numbers; give one per spike."
             )
         if unit.size and (unit.min() < 0 or unit.max() >= len(units)):
             raise RecordingError(
@@ -158,7 +153,7 @@ class Spikes:
         units: pd.DataFrame | None = None,
         support: ArrayLike | None = None,
     ) -> Spikes:
-        """Merge one sorted vector of seconds a unit into a population."""
+        """Merge one sorted vector of seconds per unit into a population."""
         table = (
             pd.DataFrame(index=range(len(trains))) if units is None else units.reset_index(drop=True).copy()
         )
@@ -176,12 +171,22 @@ class Spikes:
 
     @property
     def n_units(self) -> int:
-        """How many units there are, silent ones included."""
+        """Number of units, those without spikes included."""
         return len(self.units)
 
     @property
+    def members(self) -> list[str]:
+        """Names of the units."""
+        return [str(n) for n in self.units["name"]]
+
+    @property
+    def role(self) -> StreamRole:
+        """Single units."""
+        return "spikes"
+
+    @property
     def trains(self) -> list[FloatArray]:
-        """One vector of spike times (s) a unit."""
+        """One vector of spike times (s) per unit."""
         order = np.argsort(self.unit, kind="stable")
         edges = np.cumsum(np.bincount(self.unit, minlength=self.n_units))[:-1]
         return np.split(self.times_s[order], edges)
@@ -227,7 +232,7 @@ class Signal:
     name, clock : str
         What the signal is called, and the clock its sample times were read from.
     data : DataArray, dims (time, channel)
-        `time` in seconds, in order; `channel` holds names. `attrs["units"]` says what the numbers are.
+        `time` in seconds, in order; `channel` holds names; `attrs["units"]` is the unit of the numbers.
     kind : {"lfp", "counts", "power"}
         A count belongs to the bin that *starts* at its time; LFP and power are samples at their time.
     sample_s : float, optional
@@ -275,18 +280,28 @@ class Signal:
 
     @property
     def rate_hz(self) -> float:
-        """Samples a second."""
+        """Samples per second."""
         return 1.0 / self.sample_s
 
     @property
     def n_channels(self) -> int:
-        """How many channels there are."""
+        """Number of channels."""
         return int(self.data.sizes["channel"])
 
     @property
     def channels(self) -> list[str]:
-        """Channel names."""
+        """Names of the channels."""
         return [str(c) for c in self.data["channel"].values]
+
+    @property
+    def members(self) -> list[str]:
+        """Names of the channels."""
+        return self.channels
+
+    @property
+    def role(self) -> StreamRole:
+        """Single units where samples are counts, else the field."""
+        return "spikes" if self.kind == "counts" else "lfp"
 
     @cached_property
     def support(self) -> FloatArray:
@@ -365,6 +380,11 @@ class Movement:
         return [str(a) for a in self.data["axis"].values]
 
     @property
+    def members(self) -> list[str]:
+        """Names of the decoded axes."""
+        return self.axes
+
+    @property
     def units(self) -> str:
         """Unit of the numbers, as the source states it."""
         return str(self.data.attrs.get("units", ""))
@@ -378,6 +398,10 @@ class Movement:
         """The samples in [start_s, stop_s)."""
         lo, hi = np.searchsorted(self.time_s, [start_s, stop_s])
         return replace(self, data=self.data.isel(time=slice(lo, hi)))
+
+    def select(self, axes: Sequence[int]) -> Movement:
+        """Keep some axes, by number, in the order given."""
+        return replace(self, data=self.data.isel(axis=list(axes)))
 
     def circular(self, period: float | None = None) -> Movement:
         """Replace every axis by the cosine and sine of its phase, for quantities that wrap around.
@@ -416,7 +440,7 @@ class Recording:
         Their names are unique.
     movement : Movement, optional
     trials : DataFrame, optional
-        One row a trial, with `start_s` and `stop_s` on the reference clock.
+        One row per trial, with `start_s` and `stop_s` on the reference clock.
     provenance : sequence of str, optional
         What was read and what was done to it, oldest first.
     """
@@ -462,14 +486,13 @@ class Recording:
 
     @property
     def n_units(self) -> int:
-        """Units, whether they come as spike times or as counts."""
-        counts = sum(s.n_channels for s in self.signals if s.kind == "counts")
-        return counts + sum(s.n_units for s in self.spikes)
+        """Number of units, whether recorded as spike times or as counts."""
+        return sum(len(s.members) for s in self.streams if s.role == "spikes")
 
     @property
     def n_channels(self) -> int:
-        """Channels of LFP or power."""
-        return sum(s.n_channels for s in self.signals if s.kind != "counts")
+        """Number of channels of LFP or power."""
+        return sum(len(s.members) for s in self.streams if s.role == "lfp")
 
     def __getitem__(self, name: str) -> Stream:
         for stream in self.streams:
@@ -590,13 +613,13 @@ def split_units(
     RecordingError
         If there is no population, or it is too small to leave units on both sides.
     """
-    populations = [s for s in recording.streams if isinstance(s, Spikes) or s.kind == "counts"]
+    populations = [s for s in recording.streams if s.role == "spikes"]
     if not populations:
         raise RecordingError(
             f"recording '{recording.name}' has no units to split; it needs spikes or counts."
         )
     whole = populations[0]
-    n_units = whole.n_units if isinstance(whole, Spikes) else whole.n_channels
+    n_units = len(whole.members)
     if not 0 < n_first < n_units:
         raise RecordingError(
             f"cannot leave {n_first} of {n_units} units on the first clock; choose between 1 and {n_units - 1}."
@@ -621,11 +644,11 @@ def separate_lfp(recording: Recording, *, clock: str = "second") -> Recording:
     RecordingError
         If the recording does not hold both spikes and LFP.
     """
-    fields = [s for s in recording.streams if isinstance(s, Signal) and s.kind != "counts"]
+    fields = [s for s in recording.streams if s.role == "lfp"]
     if not fields or len(fields) == len(recording.streams):
         raise RecordingError(
-            f"recording '{recording.name}' has one clock and no LFP beside spikes, so there is no second clock to "
-            "move; make one out of its units with --split-units N."
+            f"recording '{recording.name}' has one clock and not both spikes and LFP, so there is no second clock "
+            "to move; make one out of its units with --split-units N."
         )
     streams = tuple(replace(s, clock=clock) if s in fields else s for s in recording.streams)
     return recording.but(streams=streams, did=f"LFP put on a clock of its own, '{clock}'")
@@ -643,7 +666,7 @@ def _retime(stream: Stream, to_new: Callable[[FloatArray], FloatArray]) -> Strea
 def _sample_interval(time_s: FloatArray, what: str) -> float:
     if time_s.size < 2:
         raise RecordingError(
-            f"{what}: {time_s.size} sample(s) cannot tell the sampling interval; give sample_s."
+            f"{what}: {time_s.size} sample(s) do not determine the sampling interval; give sample_s."
         )
     step = float(np.median(np.diff(time_s)))
     if step <= 0:
@@ -703,7 +726,7 @@ def _from_array(
         sample_s = 0.0
         if len(time) != len(array):
             raise RecordingError(
-                f"'{name}': {len(array)} samples but {len(time)} times; give one time a sample."
+                f"'{name}': {len(array)} samples but {len(time)} times; give one time per sample."
             )
     names = [f"{dim}{k}" for k in range(array.shape[1])] if labels is None else [str(x) for x in labels]
     if len(names) != array.shape[1]:

@@ -1,4 +1,4 @@
-"""In: what was decoded and what is true. Out: the numbers everybody uses, and overlapping windows joined in time."""
+"""In: predictions, lag posteriors and their targets. Out: R2, lag scores, and overlapping windows joined in time."""
 
 from __future__ import annotations
 
@@ -7,31 +7,52 @@ from sklearn.metrics import r2_score
 
 from neurofuse.recording import FloatArray
 
-# A lag counts as found this near the truth, or within a token where tokens are longer.
+# A lag this near the truth is a hit, seconds; where tokens are longer, one within a token.
 HIT_TOLERANCE_S = 0.05
 
 
-def r2_per_axis(true: np.ndarray, said: np.ndarray) -> FloatArray:
-    """R2 of each axis, over all tokens where the truth is known.
+def r2_per_axis(target: np.ndarray, prediction: np.ndarray) -> FloatArray:
+    """R2 of each axis, over all tokens whose target is known.
 
     Parameters
     ----------
-    true, said : ndarray, shape (..., n_axes)
+    target, prediction : ndarray, shape (..., n_axes)
 
     Returns
     -------
     ndarray, shape (n_axes,)
-        NaN where fewer than two tokens are known, or where anything decoded at them is not a number.
+        NaN where fewer than two targets are known, or where a prediction at one of them is not a number.
     """
-    there = np.isfinite(true).all(axis=-1)
-    if there.sum() < 2 or not np.isfinite(said[there]).all():
-        return np.full(true.shape[-1], np.nan)
-    return np.asarray(r2_score(true[there], said[there], multioutput="raw_values"), dtype=np.float64)
+    known = np.isfinite(target).all(axis=-1)
+    if known.sum() < 2 or not np.isfinite(prediction[known]).all():
+        return np.full(target.shape[-1], np.nan)
+    return np.asarray(r2_score(target[known], prediction[known], multioutput="raw_values"), dtype=np.float64)
 
 
-def hit_tolerance_s(token_s: float) -> float:
-    """How near the truth a lag counts as found: one token, and never less than 50 ms."""
+def hit_tolerance_s(token_s: float, *, bandwidth_hz: float | None = None, lag_step_s: float = 0.0) -> float:
+    """Largest distance (s) between a lag and the truth that is a hit: one token, and never less than 50 ms.
+
+    Parameters
+    ----------
+    token_s : float
+    bandwidth_hz : float, optional
+        One-sided bandwidth B of what two clocks share. Lags within +-1/(2B) count as one, so that is the
+        tolerance instead, and never less than half of `lag_step_s`, the step of the lag grid.
+    """
+    if bandwidth_hz is not None:
+        return max(0.5 / bandwidth_hz, 0.5 * lag_step_s) + 1e-6
     return max(HIT_TOLERANCE_S, token_s) + 1e-6
+
+
+def hits(lag_s: FloatArray, true_s: FloatArray, *, tolerance_s: float) -> np.ndarray:
+    """Moments at which a lag lies within the tolerance of the truth, bool; False where no truth is known."""
+    return np.asarray(np.abs(lag_s - true_s) <= tolerance_s)
+
+
+def hit_rate(lag_s: FloatArray, true_s: FloatArray, *, tolerance_s: float) -> float:
+    """Share of the moments with a known truth at which a lag is a hit; NaN where no truth is known."""
+    known = np.isfinite(true_s)
+    return float(hits(lag_s, true_s, tolerance_s=tolerance_s)[known].mean()) if known.any() else float("nan")
 
 
 def lag_scores(
@@ -44,7 +65,7 @@ def lag_scores(
     token_s: float,
     truth_step_s: float = 0.0,
 ) -> dict[str, float | None]:
-    """How well a lag was found, over the moments where the truth is known.
+    """Hit rate, error and coverage of an estimated lag, over the moments with a known truth.
 
     Parameters
     ----------
@@ -53,23 +74,22 @@ def lag_scores(
     token_s : float
         Length of a token.
     truth_step_s : float
-        The truth is known to this much: a lag injected into bins of 50 ms stands for 50 ms around it. The interval
-        then holds it in part.
+        Resolution of the truth: a lag injected into bins of 50 ms stands for the 50 ms around it, so an interval
+        may hold it in part.
 
     Returns
     -------
     dict
-        `lag_hit_rate`: share of time in which the most probable path is near the truth.
-        `lag_median_abs_error_s`: of the posterior mean. `lag_coverage_90`: how often the 90 % interval holds it.
+        `lag_hit_rate`: `hit_rate` of the most probable path. `lag_median_abs_error_s`: of the posterior mean.
+        `lag_coverage_90`: how often the 90 % interval holds the truth. All None where no truth is known.
     """
     known = np.isfinite(true_s)
     if not known.any():
         return {"lag_hit_rate": None, "lag_median_abs_error_s": None, "lag_coverage_90": None}
     error_s = np.abs(mean_s - true_s)[known]
-    hits = np.abs(path_s - true_s)[known] <= hit_tolerance_s(token_s)
     inside = share_inside(true_s, low_s, high_s, truth_step_s)[known]
     return {
-        "lag_hit_rate": float(hits.mean()),
+        "lag_hit_rate": hit_rate(path_s, true_s, tolerance_s=hit_tolerance_s(token_s)),
         "lag_median_abs_error_s": float(np.median(error_s)),
         "lag_coverage_90": float(inside.mean()),
     }
@@ -78,7 +98,7 @@ def lag_scores(
 def share_inside(
     true_s: FloatArray, low_s: FloatArray, high_s: FloatArray, truth_step_s: float
 ) -> FloatArray:
-    """How much of what a truth stands for, `truth_step_s` around it, lies between the ends of an interval."""
+    """Share of the `truth_step_s` around each true lag that lies between the ends of an interval."""
     half = truth_step_s / 2
     if half <= 0:
         return ((true_s >= low_s) & (true_s <= high_s)).astype(np.float64)
@@ -98,10 +118,10 @@ def stitch(first: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarra
     Returns
     -------
     token : ndarray of int, shape (n,)
-        Tokens that some window covers, in order.
+        Tokens covered by a window, in order.
     joined : ndarray, shape (n, ...)
     window : ndarray of int, shape (n,)
-        The window that counted most.
+        For each token the window with the largest weight.
     """
     n_steps = values.shape[1]
     weight = np.minimum(np.arange(n_steps) + 1, n_steps - np.arange(n_steps)).astype(np.float64)

@@ -1,10 +1,10 @@
-"""In: a seed and a lag law. Out: a recording with a planted movement code on two clocks, and the truth.
+"""In: a random seed and a lag law. Out: a recording with a known movement code on two clocks, and the true lag.
 
-The hand moves smoothly in two dimensions. Units fire as Poisson processes whose rates follow the velocity,
-mostly its first axis, and a fast drive shared with the field. The LFP is read by another logger: its slow
-potential follows the velocity, mostly the second axis; its high-gamma power follows the shared drive; its
-beta power falls with speed; and it carries 1/f noise. Neither stream alone tells the whole movement, and
-only the shared drive and movement tell how the two clocks differ.
+The hand moves smoothly in two dimensions. Units fire as Poisson processes whose rates depend on the velocity,
+mostly its first axis, and on a fast drive shared with the field. The LFP is recorded by another logger: its slow
+potential depends on the velocity, mostly the second axis; its high-gamma power on the shared drive; its beta power
+decreases with speed; and it contains 1/f noise. Neither stream by itself determines the movement, and only the
+shared drive and movement determine the lag between the two clocks.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from neurofuse.errors import NeurofuseError
+from neurofuse.jitters.jitter import LagTruth
 from neurofuse.jitters.lag_laws import (
     Jumps,
-    LagLaw,
-    LagTruth,
+    LagJitter,
     NoLag,
     Offset,
     Skew,
@@ -27,7 +28,7 @@ from neurofuse.jitters.lag_laws import (
     WindowLag,
     draw_truth,
 )
-from neurofuse.recording import FloatArray, Movement, NeurofuseError, Recording, Signal, Spikes
+from neurofuse.recording import FloatArray, Movement, Recording, Signal, Spikes
 
 SPIKE_CLOCK = "array"
 LFP_CLOCK = "logger"
@@ -35,7 +36,7 @@ LFP_CLOCK = "logger"
 
 @dataclass(frozen=True)
 class SimulationConfig:
-    """What is simulated. The defaults are the embedded demo."""
+    """Sizes and strengths of a simulation. The defaults are those of the demo."""
 
     duration_s: float = 300.0
     n_units: int = 48
@@ -50,37 +51,37 @@ class SimulationConfig:
     drive_gain: float = 0.6  # log-rate modulation by one std of drive
     lfp_tuning: float = 0.35  # slow potential per std of velocity, in units of its own noise
     lfp_drive_gain: float = 0.7  # log-amplitude modulation of high gamma by one std of drive
-    share: float = 0.25  # how much of the other stream's axis each stream also sees
-    field_only: float = 0.0  # share of the movement's variance that no unit follows and the field does
+    share: float = 0.25  # tuning of each stream to the other stream's axis, relative to its own
+    field_only: float = 0.0  # share of the movement's variance that the field depends on and no unit does
 
 
-# One modality dominates. Many well-tuned units tell both axes, and a decoder of a short recording fits its training
-# windows from them alone. The field follows the corrections as well, which reach the hand from where the array has
-# no electrodes: a fifth of the movement, that only a few noisy channels tell. What the units leave unexplained can
-# be memorised from spikes, so the field alone is read poorly; benchmarks/balance.py says how poorly.
+# One modality dominates. Many well-tuned units encode both axes, and a decoder of a short recording can fit its
+# training windows from spikes only. The field also encodes the corrections, a fifth of the movement, which come from
+# where the array has no electrodes, in a few noisy channels. The part that the units leave unexplained can be
+# memorised from spikes, so that little is learned from the field; benchmarks/balance.py measures how little.
 DOMINANCE = SimulationConfig(
     duration_s=150.0, n_units=96, n_channels=6, tuning=1.0, share=1.0, lfp_tuning=0.25, field_only=0.2
 )
 
 
 def simulate(
-    law: LagLaw | None = None,
+    law: LagJitter | None = None,
     *,
     config: SimulationConfig | None = None,
     max_lag_s: float = 0.5,
     rng: np.random.Generator,
 ) -> tuple[Recording, LagTruth]:
-    """Simulate a recording whose LFP clock errs by a known law.
+    """Simulate a recording whose LFP clock has a lag drawn from a known law.
 
     Parameters
     ----------
-    law : LagLaw, optional
-        How the LFP clock errs; by default it does not.
+    law : LagJitter, optional
+        Of the LFP clock; by default no lag.
     config : SimulationConfig, optional
     max_lag_s : float
         The lag is clipped to this range.
     rng : numpy Generator
-        Draws everything.
+        Draws the movement, the streams and the lag.
 
     Returns
     -------
@@ -88,13 +89,18 @@ def simulate(
         Spikes and hand velocity on clock `array`, LFP on clock `logger`.
     truth : LagTruth
         The lag of `logger` at every moment of `array`.
+
+    Raises
+    ------
+    NeurofuseError
+        If the recording would be shorter than 5 s.
     """
     c = config or SimulationConfig()
     if c.duration_s < 5:
         raise NeurofuseError(
-            f"a simulation of {c.duration_s:g} s is too short to move in; ask for 5 s or more."
+            f"a simulation of {c.duration_s:g} s is too short for movement; use 5 s or more."
         )
-    # Latents reach beyond the recording, so that every lag finds content.
+    # Latents extend beyond the recording, so that there is content at every lag.
     pad_s = max_lag_s + 1.0
     step_s = 1.0 / c.lfp_rate_hz
     time_s = np.arange(-pad_s, c.duration_s + pad_s, step_s)
@@ -108,8 +114,8 @@ def simulate(
         law or NoLag(), LFP_CLOCK, 0.0, c.duration_s, max_lag_s=max_lag_s, rng=rng
     )
     lfp_time_s = np.arange(round(c.duration_s * c.lfp_rate_hz)) * step_s
-    shown_s = np.interp(lfp_time_s, stamp_s, source_s)
-    index = np.clip(np.rint((shown_s + pad_s) / step_s).astype(int), 0, time_s.size - 1)
+    content_s = np.interp(lfp_time_s, stamp_s, source_s)
+    index = np.clip(np.rint((content_s + pad_s) / step_s).astype(int), 0, time_s.size - 1)
     lfp = _field(velocity[index], drive[index], c, rng)
     every = max(1, round(c.lfp_rate_hz / c.movement_rate_hz))
     inside = np.flatnonzero((time_s >= -1e-9) & (time_s < c.duration_s - 1e-9))[::every]
@@ -140,8 +146,8 @@ def simulate(
     return recording, truth
 
 
-# What `demo:NAME` plants. Levels are what makes each of them hard for a decoder with one fixed alignment.
-DEMO_LAWS: dict[str, LagLaw] = {
+# The law of `demo:NAME`. The levels make each of them hard for a decoder with one fixed alignment.
+DEMO_LAWS: dict[str, LagJitter] = {
     "wander": Wander(0.15),
     "block": WindowLag(0.2),
     "offset": Offset(0.2),
@@ -152,8 +158,14 @@ DEMO_LAWS: dict[str, LagLaw] = {
 }
 
 
-def demo_law(path: str) -> LagLaw:
-    """The lag law behind `demo` or `demo:NAME`."""
+def demo_law(path: str) -> LagJitter:
+    """The lag law of `demo` or `demo:NAME`.
+
+    Raises
+    ------
+    NeurofuseError
+        If there is no such demo.
+    """
     name = path.partition(":")[2] or "wander"
     if name not in DEMO_LAWS:
         raise NeurofuseError(
@@ -163,7 +175,7 @@ def demo_law(path: str) -> LagLaw:
 
 
 def two_files(recording: Recording) -> tuple[Recording, Recording]:
-    """Part a simulation into what each of its two systems would have written."""
+    """Split a simulation into the recordings that each of its two systems would have written."""
     first = recording.but(name="demo_array", streams=tuple(recording.on(recording.reference)))
     others = tuple(s for s in recording.streams if s.clock != recording.reference)
     second = replace(recording, name="demo_logger", reference=others[0].clock, streams=others, movement=None)
@@ -173,7 +185,7 @@ def two_files(recording: Recording) -> tuple[Recording, Recording]:
 def _smooth_noise(
     n: int, n_series: int, cutoff_hz: float, step_s: float, rng: np.random.Generator
 ) -> FloatArray:
-    """Unit-variance Gaussian noise whose power halves at `cutoff_hz` and falls fast above, one column a series."""
+    """Unit-variance Gaussian noise whose power halves at `cutoff_hz` and falls fast above, one column per series."""
     return _shaped_noise(n, n_series, lambda f_hz: 1 / np.sqrt(1 + (f_hz / cutoff_hz) ** 8), step_s, rng)
 
 
@@ -201,11 +213,16 @@ def _fire(
     repeat = counts[where, unit]
     where, unit = np.repeat(where, repeat), np.repeat(unit, repeat)
     times = time_s[where] + step_s * rng.uniform(0, 1, where.size)
-    kept = (times >= 0) & (times < c.duration_s)
-    order = np.argsort(times[kept], kind="stable")
+    inside = (times >= 0) & (times < c.duration_s)
+    order = np.argsort(times[inside], kind="stable")
     units = pd.DataFrame({"name": [f"unit{k:02d}" for k in range(c.n_units)], "preferred_angle_rad": angle})
     return Spikes(
-        "spikes", SPIKE_CLOCK, times[kept][order], unit[kept][order], units, np.array([[0.0, c.duration_s]])
+        "spikes",
+        SPIKE_CLOCK,
+        times[inside][order],
+        unit[inside][order],
+        units,
+        np.array([[0.0, c.duration_s]]),
     )
 
 

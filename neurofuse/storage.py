@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes, Stream
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Movement, Recording, Signal, Spikes, Stream
 
-LAYOUT = "neurofuse-recording-1"
+# Value of the attribute `layout` by which such a file is recognised.
+RECORDING_LAYOUT = "neurofuse-recording-1"
 
 
 def save_recording(recording: Recording, path: str | Path) -> Path:
@@ -28,7 +30,7 @@ def save_recording(recording: Recording, path: str | Path) -> Path:
     head = xr.Dataset(
         {f"trials_{_key(c)}": ("trial", _plain(recording.trials[c])) for c in recording.trials.columns},
         attrs={
-            "layout": LAYOUT,
+            "layout": RECORDING_LAYOUT,
             "name": recording.name,
             "reference": recording.reference,
             "provenance": json.dumps(recording.provenance),
@@ -53,7 +55,7 @@ def open_recording(path: str | Path) -> Recording:
     Raises
     ------
     NeurofuseError
-        If there is no such file, or it is not one of ours.
+        If there is no such file, or neurofuse did not write it.
     """
     path = Path(path)
     try:
@@ -65,7 +67,7 @@ def open_recording(path: str | Path) -> Recording:
             f"'{path}' cannot be read ({error}); give a whole .nc file that neurofuse wrote."
         ) from None
     with found as head:
-        if head.attrs.get("layout") != LAYOUT:
+        if head.attrs.get("layout") != RECORDING_LAYOUT:
             raise NeurofuseError(
                 f"'{path}' is not a neurofuse recording; its layout is {head.attrs.get('layout')!r}."
             )
@@ -89,7 +91,7 @@ def open_recording(path: str | Path) -> Recording:
 
 
 class whole_file:
-    """A context that gives a temporary path beside `path` and moves it into place on success only."""
+    """A context whose value is a temporary path next to `path`, moved into place on success only."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

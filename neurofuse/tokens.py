@@ -1,11 +1,11 @@
 """In: a `Recording`. Out: `Tokens`, every clock's streams on one grid of steps, ready to be cut into windows.
 
-A token is what one clock showed during one step of `token_s` seconds: spike counts of every unit, the mean
+A token is what one clock recorded during one step of `token_s` seconds: spike counts of every unit, the mean
 of every LFP feature. Pooling spike events onto the grid loses nothing that an embedding could use: a sum of
 unit embeddings over the events of a token equals a linear map of its counts.
 
 Each clock is kept as running sums on a grid `per_token` times finer than the tokens. A window whose second
-clock is moved, by any number of fine steps a token, is then two look-ups and a difference.
+clock is moved, by any number of fine steps per token, is then the difference of two sums.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neurofuse.recording import FloatArray, NeurofuseError, Recording, Signal, Spikes, Stream
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import FloatArray, Recording, Signal, Spikes, Stream
 
 # A token with less of its length recorded than this counts as absent.
 MIN_COVER = 0.5
+# Resolution of injected lags where nothing else is given, seconds.
+FINE_STEP_S = 0.005
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +31,7 @@ class ClockTokens:
     ----------
     clock : str
     features : tuple of str
-        `stream/unit` or `stream/channel`, one a column.
+        `stream/unit` or `stream/channel`, one per column.
     total : ndarray, shape (n_fine + 1, n_features)
         Running sum of what fell into the fine steps.
     cover : ndarray, shape (n_fine + 1,)
@@ -45,7 +48,7 @@ class ClockTokens:
 
     @property
     def n_features(self) -> int:
-        """Columns of a token."""
+        """Number of columns."""
         return len(self.features)
 
     def gather(self, begin: np.ndarray, per_token: int) -> tuple[np.ndarray, np.ndarray]:
@@ -56,7 +59,7 @@ class ClockTokens:
         begin : ndarray of int, shape (n_windows, n_tokens)
             Fine step at which each token begins; may lie outside the grid, where data is absent.
         per_token : int
-            Fine steps a token.
+            Fine steps per token.
 
         Returns
         -------
@@ -66,7 +69,7 @@ class ClockTokens:
         """
         last = len(self.cover) - 1
         if (np.diff(begin, axis=1) == per_token).all():
-            # Tokens side by side share their edges, which halves the work.
+            # Consecutive tokens share their edges, which halves the work.
             edges = np.clip(np.concatenate([begin, begin[:, -1:] + per_token], axis=1), 0, last)
             cover, values = np.diff(self.cover[edges], axis=1), np.diff(self.total[edges], axis=1)
         else:
@@ -74,7 +77,7 @@ class ClockTokens:
             cover, values = self.cover[high] - self.cover[low], self.total[high] - self.total[low]
         cover = cover / per_token
         present = cover >= MIN_COVER
-        # A partly recorded token: the rate it showed, as a count or a mean over the whole token.
+        # A partly recorded token: the rate while it was recorded, as a count or a mean over the whole token.
         share = np.where(present, 1.0 / np.maximum(cover, 1e-9), 0.0)
         values *= share[..., None]
         values[..., ~self.counted] /= per_token
@@ -83,9 +86,9 @@ class ClockTokens:
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """A recording as tokens: one `ClockTokens` a clock on a common grid, and movement on its tokens.
+    """A recording as tokens: one `ClockTokens` per clock on a common grid, and movement on its tokens.
 
-    The first clock is the anchor: its tokens ask (queries), the others are searched. Token k covers
+    The first clock is the anchor: its tokens are the queries, the tokens of the others the keys. Token k covers
     `origin_s + k * token_s` to one step later.
     """
 
@@ -119,13 +122,13 @@ def default_token_s(recording: Recording) -> float:
 
 
 def anchor_clock(recording: Recording) -> str:
-    """The clock that asks: the reference if anything was recorded on it, else that of the first stream."""
+    """The clock of the queries: the reference if anything was recorded on it, else that of the first stream."""
     if any(s.clock == recording.reference for s in recording.streams):
         return recording.reference
     return next((s.clock for s in recording.spikes), recording.streams[0].clock)
 
 
-def tokenize(recording: Recording, *, token_s: float | None = None, fine_s: float = 0.005) -> Tokens:
+def tokenize(recording: Recording, *, token_s: float | None = None, fine_s: float = FINE_STEP_S) -> Tokens:
     """Put every stream of a recording on one token grid.
 
     Parameters
@@ -135,7 +138,7 @@ def tokenize(recording: Recording, *, token_s: float | None = None, fine_s: floa
     token_s : float, optional
         Length of a token; by default 20 ms, or the recording's coarsest bin.
     fine_s : float
-        Wanted resolution of injected lags; made coarser where the recording itself is.
+        Resolution of injected lags; coarser where the recording itself is.
 
     Raises
     ------
@@ -153,7 +156,7 @@ def tokenize(recording: Recording, *, token_s: float | None = None, fine_s: floa
     if token_s < bin_s * (1 - 1e-6):
         raise NeurofuseError(
             f"tokens of {token_s:g} s are shorter than the {bin_s:g} s bins of this recording; "
-            f"ask for {bin_s:g} s or more."
+            f"give {bin_s:g} s or more."
         )
     per_token = max(1, round(token_s / max(fine_s, bin_s)))
     fine_s = token_s / per_token
@@ -200,9 +203,9 @@ def _clock_tokens(
             for s, p in zip(streams, parts, strict=True)
         ]
     )
-    # Streams of one clock are looked at together: a step counts as recorded as far as all of them were.
+    # Streams of one clock are one input: a step counts as recorded as far as all of them were.
     cover = np.min([p[1] for p in parts], axis=0)
-    # A step counts by how much of it was recorded: a mean in full, a count by the share all streams saw of it.
+    # A step counts by how much of it was recorded: a mean in full, a count by the share in all streams.
     per_step = np.concatenate(
         [
             values * (cover / np.maximum(own, 1e-9) if is_count else cover)[:, None]
@@ -232,28 +235,28 @@ def _fine_signal(signal: Signal, origin_s: float, fine_s: float, n_fine: int) ->
     """Counts of each fine step, or mean values over what of it was recorded.
 
     A sample holds until the next is due. So steps share the counts of a bin that reaches into several, and values weigh
-    by the time they held.
+    by the time they lasted.
     """
     start_s = signal.time_s
     if start_s.size == 0:
         return np.zeros((n_fine, signal.n_channels))
-    held_s = np.minimum(signal.sample_s, np.append(np.diff(start_s), np.inf))
+    lasting_s = np.minimum(signal.sample_s, np.append(np.diff(start_s), np.inf))
     edge_s = origin_s + fine_s * np.arange(n_fine + 1)
     at = np.searchsorted(start_s, edge_s, side="right") - 1
     # How much of its sample lies before each edge.
-    share = np.clip((edge_s - start_s[at]) / held_s[at], 0.0, 1.0) * (at >= 0)
+    share = np.clip((edge_s - start_s[at]) / lasting_s[at], 0.0, 1.0) * (at >= 0)
     at = np.maximum(at, 0)
 
     def between(mass: FloatArray) -> FloatArray:
         before = np.concatenate([[0.0], np.cumsum(mass)])
         return np.diff(before[at] + share * mass[at])
 
-    known_s = np.maximum(between(held_s), 1e-12)
+    known_s = np.maximum(between(lasting_s), 1e-12)
     out = np.empty((n_fine, signal.n_channels))
     # One by one: all at once would take several times the memory of the result.
     for k in range(signal.n_channels):
         samples = signal.data.values[:, k].astype(np.float64)
-        out[:, k] = between(samples) if signal.kind == "counts" else between(samples * held_s) / known_s
+        out[:, k] = between(samples) if signal.kind == "counts" else between(samples * lasting_s) / known_s
     return out
 
 
@@ -263,10 +266,10 @@ def _cover(support: FloatArray, origin_s: float, fine_s: float, n_fine: int) -> 
     if len(support) == 0:
         return np.zeros(n_fine)
     knots = support.ravel()
-    seen = np.concatenate(
+    covered_s = np.concatenate(
         [[0.0], np.cumsum(np.where(np.arange(len(knots) - 1) % 2 == 0, np.diff(knots), 0.0))]
     )
-    cover = np.diff(np.interp(edges, knots, seen)) / fine_s
+    cover = np.diff(np.interp(edges, knots, covered_s)) / fine_s
     return np.where(cover > 1 - 1e-6, 1.0, np.maximum(cover, 0.0))
 
 

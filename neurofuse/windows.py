@@ -1,38 +1,40 @@
-"""In: `Tokens`. Out: `Windows`, stretches of equal length cut in time order, and the splits between them.
+"""In: `Tokens`. Out: `Windows`, stretches of equal length in time order, and their splits.
 
-Windows are what every decoder's `fit`, `predict` and `score` take. They hold no data of their own: a batch
-is gathered from the tokens when it is asked for, with the second clock moved by the window's injected lag.
+Windows are the input of every decoder's `fit`, `predict` and `score`. They contain no data of their own: a batch is
+gathered from the tokens on demand, with the other clocks moved by the window's injected lag.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from neurofuse.jitters.lag_laws import AnyLag, LagLaw, LagTruth, NoLag, WindowLag
-from neurofuse.recording import NeurofuseError
-from neurofuse.tokens import Tokens
+from neurofuse.errors import NeurofuseError
+from neurofuse.jitters.jitter import LagTruth
+from neurofuse.jitters.lag_laws import AnyLag, LagJitter, NoLag, WindowLag
+from neurofuse.tokens import ClockTokens, Tokens
 
-# Real tokens kept on both sides of a window for encoders to see, beyond the largest lag.
+# Tokens of context on both sides of a window, beyond the largest lag, for the receptive fields of encoders.
 EDGE_TOKENS = 16
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Some windows as arrays. T tokens a window, W = T + 2 * reach with the context on both sides.
+    """Some windows as arrays: T tokens per window, W = T + 2 * reach with the context on both sides.
 
     Parameters
     ----------
     values : tuple of float32 ndarray, shape (B, W, n_features)
-        One a clock, the anchor first.
+        One per clock, the anchor first.
     present : tuple of bool ndarray, shape (B, W)
         Where each clock was recorded.
     movement : float32 ndarray, shape (B, T, n_axes)
         NaN where absent.
     lag : float32 ndarray, shape (B, T, n_clocks - 1)
-        Lag of each other clock in tokens, where it is known; NaN elsewhere.
+        True lag of each other clock in tokens; NaN where unknown.
     reach : int
         Tokens of context on each side.
     """
@@ -43,10 +45,18 @@ class Batch:
     lag: np.ndarray
     reach: int
 
+    def __repr__(self) -> str:
+        n, n_steps, n_axes = self.movement.shape
+        features = " + ".join(str(v.shape[-1]) for v in self.values)
+        return (
+            f"Batch: {n} windows of {n_steps} tokens with {self.reach} of context on each side, {features} features, "
+            f"{n_axes} movement axes"
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Windows of one recording, a sequence that scikit-learn can index and split.
+    """Windows of one recording: a sequence that scikit-learn can index and split.
 
     Parameters
     ----------
@@ -54,18 +64,18 @@ class Windows:
     first : ndarray of int, shape (n_windows,)
         First token of each window.
     n_steps : int
-        Tokens a window.
+        Tokens per window.
     max_lag : int
-        Largest lag searched, in tokens; windows carry that much context on both sides.
+        Largest lag searched, in tokens; windows have that much context on both sides.
     shift : ndarray of int, shape (n_windows, n_steps + 2 * reach, n_clocks - 1)
         Lag injected into each token of each other clock, in fine steps, by its stamp.
-    jitter : LagLaw, optional
-        The law that drew `shift`. Decoders in training draw from it again at every pass.
+    jitter : LagJitter, optional
+        The law that drew `shift`. Decoders draw from it again at every pass of training.
     path : ndarray of int, shape (n_tokens, n_clocks - 1), optional
-        Where one lag runs through the whole recording: that lag by stamp, of which `shift` is a part.
+        If one lag runs through the whole recording: that lag by stamp, of which `shift` is a part.
     truths : tuple of LagTruth, optional
-        What is known of the clocks beyond `shift`, one a other clock: given where the recording was moved by
-        a known law. Decoders may learn from it.
+        True lag of the recording itself, in addition to `shift`, one per other clock; given if the recording was
+        moved by a known law. Decoders may use it in training.
     """
 
     tokens: Tokens
@@ -73,12 +83,75 @@ class Windows:
     n_steps: int
     max_lag: int
     shift: np.ndarray
-    jitter: LagLaw | None = None
+    jitter: LagJitter | None = None
     path: np.ndarray | None = None
     truths: tuple[LagTruth, ...] = ()
 
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: np.ndarray | Sequence[np.ndarray],
+        y: np.ndarray | None = None,
+        *,
+        token_s: float,
+        max_lag_s: float,
+        present: np.ndarray | Sequence[np.ndarray] | None = None,
+        clocks: Sequence[str] | None = None,
+        axes: Sequence[str] | None = None,
+        units: str = "",
+    ) -> Windows:
+        """Windows of arrays that were cut elsewhere, such as trials.
+
+        The windows lie apart in time, by gaps without data that are longer than the context of a window; their order
+        is that of the rows, and their times are those of this layout.
+
+        Parameters
+        ----------
+        arrays : sequence of ndarray, shape (n_windows, n_steps, n_features)
+            One per clock, the anchor first: spike counts or LFP features in steps of `token_s`. A single array is one
+            clock.
+        y : ndarray, shape (n_windows, n_steps, n_axes), optional
+            Movement, NaN where absent.
+        token_s : float
+            Length of a step (s).
+        max_lag_s : float
+            Largest lag searched (s), shorter than a window; without effect for one clock.
+        present : sequence of bool ndarray, shape (n_windows, n_steps), optional
+            One per clock: where it was recorded; by default everywhere. Values elsewhere are not used.
+        clocks : sequence of str, optional
+            Names of the clocks; by default clock0, clock1, ...
+        axes : sequence of str, optional
+            Names of the movement axes; by default axis0, axis1, ...
+        units : str
+            Unit of the movement.
+
+        Raises
+        ------
+        NeurofuseError
+            If shapes disagree, or values are not finite where the clock was recorded.
+        """
+        if not 0 < token_s < np.inf:
+            raise NeurofuseError(f"token_s must be a positive number of seconds, got {token_s:g}.")
+        values = _per_clock(arrays)
+        n, n_steps = values[0].shape[:2]
+        names = _names(clocks, len(values), "clock")
+        n_steps, max_lag = _in_tokens(token_s, len(values), n_steps * token_s, max_lag_s)
+        # No lag moves a sample of one window into the context of the next; as between the parts of a split.
+        stride = n_steps + 2 * max_lag + EDGE_TOKENS
+        first = stride * np.arange(n)
+        rows = first[:, None] + np.arange(n_steps)
+        masks = _masks(present, len(values), rows.shape)
+        parts = tuple(_spread(*c, rows, stride * n) for c in zip(names, values, masks, strict=True))
+        movement, axes = _spread_movement(y, axes, rows, stride * n)
+        tokens = Tokens(token_s, 1, 0.0, parts, movement, axes, units)
+        windows = cls(tokens, first, n_steps, max_lag, np.empty((n, 0, 0)))
+        return replace(windows, shift=_along(None, windows))
+
     def __len__(self) -> int:
         return len(self.first)
+
+    def __repr__(self) -> str:
+        return f"Windows: {len(self)} {_summary(self)}"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -86,7 +159,7 @@ class Windows:
         return len(self.first), self.n_steps
 
     def __getitem__(self, rows: Any) -> Windows:
-        if isinstance(rows, tuple):  # scikit-learn asks for X[rows, ...]
+        if isinstance(rows, tuple):  # scikit-learn indexes X[rows, ...]
             rows = rows[0]
         if isinstance(rows, (int, np.integer)):
             rows = [int(rows)]
@@ -99,7 +172,7 @@ class Windows:
 
     @property
     def own_lag(self) -> bool:
-        """Each window has a lag of its own, so that neighbours say nothing about each other."""
+        """Whether each window has a lag of its own, independent of its neighbours."""
         return self.shift.shape[-1] > 0 and self.jitter is not None and self.path is None
 
     def without(self, clock: int) -> Windows:
@@ -114,7 +187,7 @@ class Windows:
         """Windows of another length or place under the same lag, which must run through the recording."""
         if self.own_lag:
             raise NeurofuseError(
-                "these windows have a lag each, so they cannot be cut anew; cut them with a path."
+                "these windows have a lag each, so they cannot be cut again; cut them with a path."
             )
         like = replace(self, first=first, n_steps=n_steps)
         return replace(like, shift=_along(self.path, like))
@@ -126,7 +199,7 @@ class Windows:
 
     @property
     def lag_s(self) -> np.ndarray:
-        """Known lag (s) of each other clock, shape (n_windows, n_steps, n_clocks - 1); NaN where unknown."""
+        """True lag (s) of each other clock, shape (n_windows, n_steps, n_clocks - 1); NaN where unknown."""
         lag_s = self.injected_s
         if self.truths:
             return lag_s + np.stack([t.at(self.time_s) for t in self.truths], axis=-1)
@@ -135,19 +208,19 @@ class Windows:
     @property
     def injected_s(self) -> np.ndarray:
         """The part of the lag (s) that `shift` injects, shape (n_windows, n_steps, n_clocks - 1)."""
-        # Which stamp shows a moment depends on all of its clock's lag, not on the injected part alone.
+        # The stamp of a moment depends on the total lag of its clock, not on the injected part alone.
         own = self._own_shift()
-        whole = _on_reference(self.shift + own, self.reach, self.n_steps, self.tokens.per_token)
-        return self.tokens.fine_s * (whole - own)
+        total = _on_reference(self.shift + own, self.reach, self.n_steps, self.tokens.per_token)
+        return self.tokens.fine_s * (total - own)
 
     def _own_shift(self) -> np.ndarray:
-        """Known lag of the clocks themselves in fine steps, the mean over each window, (n_windows, 1, n_clocks - 1)."""
+        """True lag of the recording itself in fine steps, mean of each window, (n_windows, 1, n_clocks - 1)."""
         if not self.truths:
             return np.zeros((len(self), 1, self.shift.shape[-1]), dtype=np.int64)
         own_s = np.stack([t.at(self.time_s) for t in self.truths], axis=-1)
-        there = np.isfinite(own_s)
-        mean_s = np.where(there, own_s, 0).sum(axis=1, keepdims=True) / np.maximum(
-            there.sum(axis=1, keepdims=True), 1
+        known = np.isfinite(own_s)
+        mean_s = np.where(known, own_s, 0).sum(axis=1, keepdims=True) / np.maximum(
+            known.sum(axis=1, keepdims=True), 1
         )
         return np.rint(mean_s / self.tokens.fine_s).astype(np.int64)
 
@@ -158,9 +231,9 @@ class Windows:
 
     @property
     def groups(self) -> np.ndarray:
-        """A label a window such that windows of different labels share no token, for grouped splits.
+        """A label per window such that windows of different labels share no token, for grouped splits.
 
-        Windows that overlap form one group, so cut with a stride of a whole window to get many.
+        Windows that overlap form one group, so a stride of a whole window gives many groups.
         """
         order = np.argsort(self.first, kind="stable")
         label = np.zeros(len(self), dtype=np.int64)
@@ -172,7 +245,7 @@ class Windows:
         rows: np.ndarray | slice,
         *,
         rng: np.random.Generator | None = None,
-        roam: float = 0.0,
+        augment: float = 0.0,
         fine: bool = False,
     ) -> Batch:
         """Gather some windows.
@@ -181,29 +254,30 @@ class Windows:
         ----------
         rows : ndarray of int, or slice
         rng : numpy Generator, optional
-            Draw the injected lags anew.
-        roam : float
-            Share of the windows whose lag is known that are then given any lag of the search range instead.
+            Draw the injected lags again.
+        augment : float
+            Lag augmentation: share of the windows, among those whose lag is known, that get any lag of the search
+            range (`AnyLag`) instead.
         fine : bool
-            Values and presence on the fine grid, `per_token` steps a token; all else, `reach` too, stays in tokens.
+            Values and presence on the fine grid, `per_token` steps per token; all else, `reach` too, stays in tokens.
         """
         chosen = self[rows]
         if rng is not None and self.jitter is not None:
             chosen = replace(chosen, shift=draw_shifts(self.jitter, chosen, rng=rng))
-        if rng is not None and roam:
-            chosen = chosen._roaming(roam, rng)
+        if rng is not None and augment:
+            chosen = chosen._augmented(augment, rng)
         return chosen._gather(fine=fine)
 
-    def _roaming(self, share: float, rng: np.random.Generator) -> Windows:
+    def _augmented(self, share: float, rng: np.random.Generator) -> Windows:
         if self.jitter is None and not self.truths:
             return self
         rows = np.flatnonzero(rng.random(len(self)) < share)
         if not rows.size or not self.shift.shape[-1]:
             return self
-        # What lag the recording has of itself is taken off, as far as it stays the same all window long.
-        wanted = draw_shifts(AnyLag(self.max_lag * self.tokens.token_s), self[rows], rng=rng)
+        # The recording's own lag is subtracted, as far as it is constant over the window.
+        total = draw_shifts(AnyLag(self.max_lag * self.tokens.token_s), self[rows], rng=rng)
         shift = self.shift.copy()
-        shift[rows] = wanted - self[rows]._own_shift()
+        shift[rows] = total - self[rows]._own_shift()
         return replace(self, shift=shift)
 
     def _gather(self, *, fine: bool) -> Batch:
@@ -211,7 +285,7 @@ class Windows:
         begin = (self.first[:, None] - self.reach + np.arange(self.n_steps + 2 * self.reach)) * per
         values, present = [], []
         for k, clock in enumerate(self.tokens.clocks):
-            # What carries stamp s on a clock that lags by `shift` happened at s - shift.
+            # The content of stamp s on a clock with the lag `shift` happened at s - shift.
             moved = begin if k == 0 else begin - self.shift[..., k - 1]
             if fine:
                 v, p = clock.gather((moved[..., None] + np.arange(per)).reshape(len(moved), -1), 1)
@@ -231,21 +305,38 @@ class Split:
     validation: Windows
     test: Windows
 
+    def __repr__(self) -> str:
+        return (
+            f"Split: {len(self.train)} training, {len(self.validation)} validation, {len(self.test)} test "
+            f"{_summary(self.train)}"
+        )
 
-def draw_shifts(law: LagLaw, windows: Windows, *, rng: np.random.Generator) -> np.ndarray:
+
+def _summary(windows: Windows) -> str:
+    """Sizes of windows in a few words."""
+    token_s, n_steps = windows.tokens.token_s, windows.n_steps
+    names = " and ".join(f"'{c.clock}'" for c in windows.tokens.clocks)
+    jitter = "" if windows.jitter is None else f", jitter {windows.jitter}"
+    return (
+        f"windows of {n_steps * token_s:g} s ({n_steps} tokens of {1000 * token_s:g} ms) on clock {names}, "
+        f"largest lag {windows.max_lag * token_s:g} s{jitter}"
+    )
+
+
+def draw_shifts(law: LagJitter, windows: Windows, *, rng: np.random.Generator) -> np.ndarray:
     """A lag for every token of every window from `law`, within the search range, in fine steps.
 
     Returns
     -------
     ndarray of int, shape (n_windows, n_steps + 2 * reach, n_clocks - 1)
-        One value a window under `WindowLag` (normal, cut off at the search range); a section of a path, clipped
-        to it, under any other law.
+        One value per window under `WindowLag` (normal, truncated at the search range); a section of a path, clipped
+        to the range, under any other law.
     """
     tokens = windows.tokens
     n, others, width = len(windows), len(tokens.clocks) - 1, windows.n_steps + 2 * windows.reach
-    limit = windows.max_lag * tokens.per_token
     if isinstance(law, NoLag) or not others:
         return np.zeros((n, width, others), dtype=np.int64)
+    limit = min(windows.max_lag * tokens.per_token, law.limit_s(None) / tokens.fine_s)
     if isinstance(law, WindowLag):
         drawn = law.level / tokens.fine_s * rng.standard_normal((n, others))
         for _ in range(100):
@@ -258,19 +349,31 @@ def draw_shifts(law: LagLaw, windows: Windows, *, rng: np.random.Generator) -> n
         span_s = tokens.n_tokens * tokens.token_s
         lag_s = law.sections(n * others, width, step_s=tokens.token_s, span_s=span_s, rng=rng)
         drawn = lag_s.reshape(n, others, width).swapaxes(1, 2) / tokens.fine_s
-    return np.rint(np.clip(drawn, -limit, limit)).astype(np.int64)
+    return np.rint(np.clip(drawn, -limit, limit)).astype(np.int64) * _moved(law, tokens)
 
 
-def draw_path(law: LagLaw, tokens: Tokens, *, max_lag_s: float, rng: np.random.Generator) -> np.ndarray:
+def draw_path(law: LagJitter, tokens: Tokens, *, max_lag_s: float, rng: np.random.Generator) -> np.ndarray:
     """One lag from `law` through a whole recording, by stamp, in fine steps, shape (n_tokens, n_clocks - 1)."""
     time_s = tokens.time_s(np.arange(tokens.n_tokens))
     lag_s = [law.draw(time_s, rng=rng) for _ in tokens.clocks[1:]]
-    clipped = np.clip(np.reshape(lag_s, (-1, tokens.n_tokens)).T, -max_lag_s, max_lag_s)
-    return np.rint(clipped / tokens.fine_s).astype(np.int64)
+    limit_s = law.limit_s(max_lag_s)
+    clipped = np.clip(np.reshape(lag_s, (-1, tokens.n_tokens)).T, -limit_s, limit_s)
+    return np.rint(clipped / tokens.fine_s).astype(np.int64) * _moved(law, tokens)
+
+
+def _moved(law: LagJitter, tokens: Tokens) -> np.ndarray:
+    """Whether a law moves each other clock: all of them, or the one that it names."""
+    others = [c.clock for c in tokens.clocks[1:]]
+    if law.clock is not None and law.clock not in others:
+        raise NeurofuseError(
+            f"jitter '{law}' moves clock '{law.clock}', which is none of the other clocks of these windows; "
+            f"choose one of {others}."
+        )
+    return np.array([law.clock in (None, name) for name in others], dtype=np.int64)
 
 
 def _along(path: np.ndarray | None, windows: Windows) -> np.ndarray:
-    """The part of a path that each window and its context sees."""
+    """The part of a path in each window and its context."""
     stamp = windows.first[:, None] - windows.reach + np.arange(windows.n_steps + 2 * windows.reach)
     if path is None:
         return np.zeros((*stamp.shape, len(windows.tokens.clocks) - 1), dtype=np.int64)
@@ -278,7 +381,7 @@ def _along(path: np.ndarray | None, windows: Windows) -> np.ndarray:
 
 
 def filled(lag_BTC: np.ndarray) -> np.ndarray:
-    """Lags with every unknown one taken from the nearest moment of its window where it is known, or zero."""
+    """Lags with every unknown one replaced by the nearest known one of its window, or by zero."""
     known = np.isfinite(lag_BTC)
     n_steps = lag_BTC.shape[1]
     step = np.arange(n_steps)[None, :, None]
@@ -290,26 +393,26 @@ def filled(lag_BTC: np.ndarray) -> np.ndarray:
 
 
 def _on_reference(shift: np.ndarray, reach: int, n_steps: int, per_token: int) -> np.ndarray:
-    """Lag by reference token, in fine steps, from the lag by stamp; NaN where a moment is never shown, or shown twice.
+    """Lag by reference token, in fine steps, from the lag by stamp; NaN where a moment has no stamp, or two.
 
     The lag of moment t is that of the stamp whose content is nearest to t.
     """
     inner = shift[:, reach : reach + n_steps].astype(np.float64)
     moving = (shift != shift[:, :1]).any(axis=1)  # (n_windows, n_clocks - 1)
     stamp = per_token * np.arange(shift.shape[1])
-    wanted = per_token * (reach + np.arange(n_steps))
+    moment = per_token * (reach + np.arange(n_steps))
     for row, clock in zip(*np.nonzero(moving), strict=True):
         lag = shift[row, :, clock]
-        away = np.abs((stamp - lag)[None, :] - wanted[:, None])
+        away = np.abs((stamp - lag)[None, :] - moment[:, None])
         best = lag[away.argmin(axis=1)]
         never = away.min(axis=1) > per_token
-        # After a jump back the same content comes again, under another lag: either would be right.
+        # After a jump back the same content appears again, under another lag: either would be right.
         twice = ((away <= 0.5 * per_token) & (np.abs(lag[None, :] - best[:, None]) > per_token)).any(axis=1)
         inner[row, :, clock] = np.where(never | twice, np.nan, best)
     return inner
 
 
-def cut(
+def cut_windows(
     tokens: Tokens,
     *,
     window_s: float = 3.0,
@@ -318,35 +421,35 @@ def cut(
     start: int = 0,
     stop: int | None = None,
     whole: bool = True,
-    jitter: LagLaw | None = None,
+    jitter: LagJitter | None = None,
     path: np.ndarray | None = None,
     truths: tuple[LagTruth, ...] = (),
     rng: np.random.Generator,
 ) -> Windows:
     """Cut the tokens [start, stop) into windows.
 
-    Movement and the anchor were recorded throughout every window; other clocks may be absent in part.
+    Movement and the anchor are present throughout every window; other clocks may be absent in part.
 
     Parameters
     ----------
     tokens : Tokens
     window_s, stride_s : float
-        Length of a window, and the step to the next (by default a quarter of the length).
+        Length of a window, and the step to the next one (by default a quarter of the length).
     max_lag_s : float
         Largest lag searched.
     start, stop : int
         First and one-past-last token.
     whole : bool
-        Lay a last window against the end of a stretch, so that all of it is covered.
-    jitter : LagLaw, optional
-        Draw a lag for each window and other clock.
+        Add a last window at the end of each stretch, so that all of it is covered.
+    jitter : LagJitter, optional
+        Draw a lag for each window and each other clock.
     path : ndarray of int, shape (n_tokens, n_clocks - 1), optional
         One lag through the whole recording instead, drawn from `jitter`; see `draw_path`.
     truths : tuple of LagTruth
-        What is known of the other clocks; see `Windows`.
+        True lags of the other clocks; see `Windows`.
     rng : numpy Generator
     """
-    n_steps, max_lag = _in_tokens(tokens, window_s, max_lag_s)
+    n_steps, max_lag = _in_tokens(tokens.token_s, len(tokens.clocks), window_s, max_lag_s)
     stop = tokens.n_tokens if stop is None else stop
     stride = max(1, round((window_s / 4 if stride_s is None else stride_s) / tokens.token_s))
     begins: list[int] = []
@@ -364,44 +467,44 @@ def cut(
     return replace(windows, shift=draw_shifts(jitter, windows, rng=rng))
 
 
-def split(
+def split_windows(
     tokens: Tokens,
     *,
     window_s: float = 3.0,
     max_lag_s: float = 0.5,
     train: float = 0.7,
     validation: float = 0.1,
-    jitter: LagLaw | None = None,
+    jitter: LagJitter | None = None,
     truths: tuple[LagTruth, ...] = (),
     rng: np.random.Generator,
 ) -> Split:
-    """Part a recording into training, validation and test windows.
+    """Split a recording into training, validation and test windows.
 
-    The three are stretches in time order, `train` and `validation` being their shares of the movement. Between
-    them lies a gap as long as the context a window reads and a lag of the other clock on top, so that no decoder
-    sees test samples in training. With a `jitter`, training and validation windows carry a lag each. Test windows
-    do so under `WindowLag` and then lie side by side; under any other law one lag runs through the recording, and
-    they overlap by half.
+    The three are stretches in time order; `train` and `validation` are their shares of the movement. The gap between
+    them is as long as the context of a window plus the largest lag, so that no test sample is used in training.
+    With a `jitter`, every training and validation window has a lag of its own. Under `WindowLag` so have the test
+    windows, which then do not overlap; under any other law one lag runs through the test stretch, and its windows
+    overlap by half.
 
     Raises
     ------
     NeurofuseError
-        If a stretch has no room for a window; the sentence says how long the recording would have to be. If the
-        shares are not positive, or leave nothing for the test.
+        If a stretch has no room for a window; the sentence gives the length that the recording needs. If the shares
+        are not positive, or leave nothing for the test.
     """
     left = 1 - train - validation
     if not (train > 0 and validation > 0 and left > 1e-9):
         raise NeurofuseError(
-            f"a share of {train:g} for training and {validation:g} for validation was asked for; both must be "
-            "positive and add up to less than 1, for what is left is the test."
+            f"the shares are {train:g} for training and {validation:g} for validation; both must be positive and add "
+            "up to less than 1, since the rest is the test."
         )
-    n_steps, max_lag = _in_tokens(tokens, window_s, max_lag_s)
-    there = (
+    n_steps, max_lag = _in_tokens(tokens.token_s, len(tokens.clocks), window_s, max_lag_s)
+    moving = (
         np.flatnonzero(np.isfinite(tokens.movement).all(axis=1))
         if tokens.axes
         else np.arange(tokens.n_tokens)
     )
-    if there.size == 0:
+    if moving.size == 0:
         raise NeurofuseError(
             "no movement falls into the time of the recording; check that both are on the same clock."
         )
@@ -409,14 +512,14 @@ def split(
     path = None
     if jitter is not None and not own_lag:
         path = draw_path(jitter, tokens, max_lag_s=max_lag * tokens.token_s, rng=rng)
-    # A clock that lags shows, at the edge of a window's context, content from up to `max_lag` beyond it.
+    # With a lag, the edge of a window's context contains samples from up to `max_lag` beyond it.
     gap = 2 * max_lag + EDGE_TOKENS
-    begin, end = int(there[0]), int(there[-1]) + 1
-    cuts = [there[min(int(share * there.size), there.size - 1)] for share in (train, train + validation)]
+    begin, end = int(moving[0]), int(moving[-1]) + 1
+    cuts = [moving[min(int(share * moving.size), moving.size - 1)] for share in (train, train + validation)]
     stretches = ((begin, cuts[0]), (cuts[0] + gap, cuts[1]), (cuts[1] + gap, end))
     strides = (window_s / 12, window_s / 2, window_s if own_lag else window_s / 2)
     parts = [
-        cut(
+        cut_windows(
             tokens,
             window_s=window_s,
             stride_s=stride,
@@ -436,29 +539,28 @@ def split(
             need_s = (n_steps + gap) * tokens.token_s / min(validation, left)
             raise NeurofuseError(
                 f"the {name} stretch has no room for a window of {window_s:g} s: movement covers "
-                f"{there.size * tokens.token_s:.1f} s and about {np.ceil(need_s):.0f} s are needed; "
+                f"{moving.size * tokens.token_s:.1f} s and about {np.ceil(need_s):.0f} s are needed; "
                 "use a shorter --window or --max-lag, or a longer recording."
             )
     return Split(*parts)
 
 
-def _in_tokens(tokens: Tokens, window_s: float, max_lag_s: float) -> tuple[int, int]:
-    n_steps = round(window_s / tokens.token_s)
+def _in_tokens(token_s: float, n_clocks: int, window_s: float, max_lag_s: float) -> tuple[int, int]:
+    n_steps = round(window_s / token_s)
     if n_steps < 2:
         raise NeurofuseError(
-            f"a window of {window_s:g} s holds {n_steps} token(s) of {tokens.token_s:g} s; windows need at least two."
+            f"a window of {window_s:g} s has {n_steps} token(s) of {token_s:g} s; windows need at least two."
         )
-    if len(tokens.clocks) > 1 and not 0 <= max_lag_s < window_s:
+    if n_clocks > 1 and not 0 <= max_lag_s < window_s:
         raise NeurofuseError(
             f"the search range of +-{max_lag_s:g} s must be shorter than a window ({window_s:g} s); "
             "lower --max-lag or raise --window."
         )
-    searched = len(tokens.clocks) > 1
-    return n_steps, max(1, int(np.ceil(max_lag_s / tokens.token_s - 1e-6))) if searched else 0
+    return n_steps, max(1, int(np.ceil(max_lag_s / token_s - 1e-6))) if n_clocks > 1 else 0
 
 
 def _usable(tokens: Tokens, start: int, stop: int) -> list[tuple[int, int]]:
-    """Stretches of tokens in which movement and the anchor were recorded throughout."""
+    """Stretches of tokens in which movement and the anchor are present throughout."""
     per = tokens.per_token
     cover = np.diff(tokens.clocks[0].cover[::per]) / per
     good = cover >= 0.5
@@ -468,3 +570,70 @@ def _usable(tokens: Tokens, start: int, stop: int) -> list[tuple[int, int]]:
     good[stop:] = False
     edges = np.flatnonzero(np.diff(np.concatenate([[0], good.astype(np.int8), [0]])))
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _per_clock(arrays: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The arrays of `Windows.from_arrays`, one per clock."""
+    given = [arrays] if isinstance(arrays, np.ndarray) and arrays.ndim == 3 else arrays
+    values = [np.asarray(v, dtype=np.float64) for v in given]
+    shapes = [v.shape for v in values]
+    if not shapes or len({s[:2] for s in shapes}) > 1 or any(len(s) != 3 or 0 in s for s in shapes):
+        raise NeurofuseError(
+            "arrays must be one array of shape (n_windows, n_steps, n_features) per clock, none of them empty and all "
+            f"with the same windows and steps, got {', '.join(map(str, shapes)) or 'no array'}."
+        )
+    return values
+
+
+def _masks(
+    present: np.ndarray | Sequence[np.ndarray] | None, n_clocks: int, shape: tuple[int, ...]
+) -> list[np.ndarray]:
+    """Where each clock of `Windows.from_arrays` was recorded."""
+    if present is None:
+        return [np.ones(shape, dtype=bool)] * n_clocks
+    given = [present] if isinstance(present, np.ndarray) and present.ndim == 2 else present
+    masks = [np.asarray(p, dtype=bool) for p in given]
+    if [m.shape for m in masks] != [shape] * n_clocks:
+        raise NeurofuseError(
+            f"present must be one array of shape {shape} for each of {n_clocks} clocks, got "
+            f"{', '.join(str(m.shape) for m in masks) or 'no array'}."
+        )
+    return masks
+
+
+def _names(given: Sequence[str] | None, n: int, what: str) -> tuple[str, ...]:
+    names = tuple(f"{what}{k}" for k in range(n)) if given is None else tuple(given)
+    if len(names) != n or len(set(names)) != n:
+        raise NeurofuseError(f"{n} different {what} names are needed, got {list(names)}.")
+    return names
+
+
+def _spread(
+    clock: str, values: np.ndarray, present: np.ndarray, rows: np.ndarray, n_tokens: int
+) -> ClockTokens:
+    """One clock of `Windows.from_arrays`: its values at the tokens `rows`, no data elsewhere."""
+    values = np.where(present[..., None], values, 0.0)
+    if not np.isfinite(values).all():
+        raise NeurofuseError(
+            f"clock '{clock}' has values that are not finite where it was recorded; set present to False there."
+        )
+    cover, total = np.zeros(n_tokens + 1), np.zeros((n_tokens + 1, values.shape[-1]))
+    cover[rows + 1], total[rows + 1] = present, values
+    features = tuple(f"{clock}/feature{k}" for k in range(values.shape[-1]))
+    return ClockTokens(
+        clock, features, total.cumsum(axis=0), cover.cumsum(), np.zeros(values.shape[-1], dtype=bool)
+    )
+
+
+def _spread_movement(
+    y: np.ndarray | None, axes: Sequence[str] | None, rows: np.ndarray, n_tokens: int
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Movement of `Windows.from_arrays` at the tokens `rows`, and its axes."""
+    if y is None:
+        return np.full((n_tokens, 0), np.nan, dtype=np.float32), ()
+    y = np.asarray(y, dtype=np.float32)
+    if y.ndim != 3 or y.shape[:2] != rows.shape or not y.shape[2]:
+        raise NeurofuseError(f"y must have the shape {(*rows.shape, 'n_axes')}, got {y.shape}.")
+    movement = np.full((n_tokens, y.shape[2]), np.nan, dtype=np.float32)
+    movement[rows] = y
+    return movement, _names(axes, y.shape[2], "axis")

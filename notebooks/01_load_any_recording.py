@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -23,18 +25,17 @@ from tempfile import mkdtemp
 
 import numpy as np
 
-import data_loaders
 import neurofuse
-from neurofuse.report.figures import plot_recording
-from neurofuse.simulation import SimulationConfig, demo_law, simulate, two_files
 
 folder = Path(mkdtemp())
-simulated, _ = simulate(
-    demo_law("demo:offset"), config=SimulationConfig(duration_s=30.0), rng=np.random.default_rng(0)
+simulated, _ = neurofuse.simulate(
+    neurofuse.demo_law("demo:offset"),
+    config=neurofuse.SimulationConfig(duration_s=30.0),
+    rng=np.random.default_rng(0),
 )
-array, logger = two_files(simulated)
-data_loaders.save(array, folder / "array.nwb")
-data_loaders.save(logger, folder / "logger.nwb")
+array, logger = neurofuse.two_files(simulated)
+neurofuse.save(array, folder / "array.nwb")
+neurofuse.save(logger, folder / "logger.nwb")
 
 # %% [markdown]
 # What is in a file, without reading it all:
@@ -57,4 +58,4 @@ few = neurofuse.load(folder / "logger.nwb", lfp="ch00,ch05")
 print(few)
 
 # %%
-axes = plot_recording(recording, stop_s=6)
+axes = neurofuse.plot_recording(recording, stop_s=6)

@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -12,10 +14,10 @@
 # ---
 
 # %% [markdown]
-# # 03 Where the spotlight looks
+# # 03 Where attention looks
 #
-# Attention here is a posterior over lags, so it can be asked three things: did it lie on the truth, did it stay there,
-# and did it know how sure to be. What the decoder leans on is another question, answered by masking.
+# Attention here is a posterior over lags, and is scored as one: does it lie on the true lag, does it stay there, and is it
+# calibrated. How much the decoder depends on each clock is measured by masking.
 
 # %%
 import os
@@ -23,32 +25,17 @@ import os
 import numpy as np
 
 import neurofuse
-from neurofuse.decode import prepare
-from neurofuse.jitters.lag_laws import WindowLag
-from neurofuse.report.figures import (
-    plot_attention_quality,
-    plot_contribution,
-    plot_tuning,
-    plot_window_attention,
-)
-from neurofuse.simulation import SimulationConfig, simulate
-from neurofuse.tuning import tuning
-from neurofuse.windows import split
 
 QUICK = os.environ.get("NEUROFUSE_QUICK") == "1"
 SMALL = {"duration_s": 40.0, "n_units": 12, "n_channels": 4, "lfp_rate_hz": 500.0}
 
-recording, _ = simulate(
-    config=SimulationConfig(**(SMALL if QUICK else {"duration_s": 150.0})), rng=np.random.default_rng([0, 7])
+recording, _ = neurofuse.simulate(
+    config=neurofuse.SimulationConfig(**(SMALL if QUICK else {"duration_s": 150.0})),
+    rng=np.random.default_rng([0, 7]),
 )
-tokens = neurofuse.tokenize(prepare(recording, neurofuse.DecodeConfig()).featured)
-parts = split(
-    tokens,
-    window_s=1.0 if QUICK else 2.0,
-    max_lag_s=0.4,
-    jitter=WindowLag(0.15),
-    rng=np.random.default_rng(0),
-)
+config = neurofuse.DecodeConfig(window_s=1.0 if QUICK else 2.0, max_lag_s=0.4, jitter="lag:0.15")
+prepared = neurofuse.prepare_recording(recording, config=config)
+parts = prepared.split
 decoder = neurofuse.make_decoder("tracked", n_steps=4 if QUICK else 200, seed=0)
 decoder.fit(parts.train, validation=parts.validation)
 decoder
@@ -57,25 +44,25 @@ decoder
 # Every window carries a lag of its own. One of them:
 
 # %%
-looked = neurofuse.attention(decoder, parts.test)
-panel = plot_window_attention(looked, window=1)
+table = neurofuse.attention(decoder, parts.test)
+panel = neurofuse.plot_window_attention(table, window=1)
 
 # %% [markdown]
-# All of them, in numbers: mass on the truth, hits, anomalies (it looked elsewhere), flicker.
+# All of them, in numbers: mass on the truth, hits, anomalies (the most probable lag is another one), flicker.
 
 # %%
-scores = neurofuse.attention_scores(looked)
-axes = plot_attention_quality(scores)
+scores = neurofuse.attention_scores(table)
+axes = neurofuse.plot_attention_quality(scores)
 
 # %% [markdown]
 # What R2 is lost when a clock is masked:
 
 # %%
 lost = neurofuse.contribution(decoder, parts.test)
-panel = plot_contribution(lost)
+panel = neurofuse.plot_contribution(lost)
 
 # %% [markdown]
-# And what each unit, channel and band knows by itself:
+# And how much of each unit, channel and band movement explains by itself:
 
 # %%
-axes = plot_tuning(tuning(tokens))
+axes = neurofuse.plot_tuning(neurofuse.unit_tuning(prepared.tokens))

@@ -16,10 +16,10 @@
 # %% [markdown]
 # # 04 How much jitter: a study and its threshold
 #
-# A study spoils a clean recording more and more, here with noise on the LFP, and tells the level at which a decoder finds
-# only half of the lags. A real one trains at every one of ten levels, with five seeds (`protocols=("train-matched",)`),
+# A study plants growing errors in a clean recording, here noise on the LFP, and measures the level at which a decoder
+# finds only half of the lags. A real one trains at every one of ten levels, with five seeds (`protocols=("train-matched",)`),
 # beside the decoders between which a gain in R2 is measured; this one trains three times, on clean LFP, and is tested at
-# five levels. Theory is about an observer that knows the noise, so it holds out for longer than a decoder that never met it.
+# five levels. Theory is about an observer to which the noise is known: its level lies above that of a decoder never trained on noise.
 
 # %%
 import os
@@ -27,14 +27,14 @@ import os
 import numpy as np
 
 import neurofuse
-from neurofuse.simulation import SimulationConfig, simulate
 
 QUICK = os.environ.get("NEUROFUSE_QUICK") == "1"
 
 SMALL = {"duration_s": 50.0, "n_units": 16, "n_channels": 4, "lfp_rate_hz": 500.0}
 
-recording, _ = simulate(
-    config=SimulationConfig(**(SMALL if QUICK else {"duration_s": 180.0})), rng=np.random.default_rng([0, 7])
+recording, _ = neurofuse.simulate(
+    config=neurofuse.SimulationConfig(**(SMALL if QUICK else {"duration_s": 180.0})),
+    rng=np.random.default_rng([0, 7]),
 )
 config = neurofuse.StudyConfig(
     decoders=("tracked",),
@@ -53,7 +53,7 @@ table = neurofuse.run_study(recording, config=config, jobs=0)
 table.study
 
 # %% [markdown]
-# The table is an xarray Dataset; `.study` asks it the usual questions.
+# The table is an xarray Dataset; `.study` has its curves, thresholds and figures.
 
 # %%
 table.study.curve("hit_rate").round(2)

@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -14,9 +16,9 @@
 # %% [markdown]
 # # 05 The law: theory against measurement
 #
-# Two noisy views of one band-limited signal are cross-correlated to find their lag. Theory says when the tallest of the
+# Two noisy views of one band-limited signal are cross-correlated to find their lag. Theory predicts when the tallest of the
 # wrong peaks overtakes the right one: at `sqrt(2 B T) rho = m(N_eff)`. The same equation holds for attention over
-# noisy keys. Here it is checked by doing it a few hundred times a level.
+# noisy keys. Here it is checked by a few hundred trials per level.
 
 # %%
 import os
@@ -35,7 +37,7 @@ rng = np.random.default_rng(0)
 
 
 def band_noise(n: int) -> np.ndarray:
-    """White in [0, 5] Hz, nothing above, unit variance; one row a trial."""
+    """White in [0, 5] Hz, nothing above, unit variance; one row per trial."""
     spectrum = np.fft.rfft(rng.standard_normal((N_TRIALS, n)), axis=1)
     spectrum[:, np.fft.rfftfreq(n, 1 / RATE_HZ) > BAND_HZ] = 0
     values = np.fft.irfft(spectrum, n, axis=1)
@@ -61,7 +63,7 @@ critical = theory.critical_snr(criterion="half_hit", **span)
 
 figure, panel = plt.subplots(figsize=(6, 3.4), layout="constrained")
 panel.plot(fine, predicted, color="#000000", label="theory")
-panel.plot(snr, hits, "o", color="#0072B2", label=f"measured, {N_TRIALS} trials a level")
+panel.plot(snr, hits, "o", color="#0072B2", label=f"measured, {N_TRIALS} trials per level")
 panel.axvline(critical, color="#000000", ls=":", lw=1, label=f"critical SNR {critical:.2f}")
 panel.set(xscale="log", xlabel="SNR of each stream in its band", ylabel="lag within 1/(2B)", ylim=(0, 1.03))
 panel.legend(frameon=False)

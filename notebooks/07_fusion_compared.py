@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -26,10 +28,6 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 import neurofuse
-from neurofuse.decode import prepare
-from neurofuse.jitters.lag_laws import WindowLag
-from neurofuse.simulation import DOMINANCE, SimulationConfig, simulate
-from neurofuse.windows import split
 
 QUICK = os.environ.get("NEUROFUSE_QUICK") == "1"
 SMALL = {"duration_s": 40.0, "n_units": 12, "n_channels": 4, "lfp_rate_hz": 500.0}
@@ -37,12 +35,10 @@ N_STEPS = 3 if QUICK else 60
 NAMES = ("ridge", "early", "late", "early-attention", "softmax", "softmax-bidirectional", "tracked", "oracle")
 
 
-def windows_of(config: SimulationConfig, *, lag_s: float):
-    recording, _ = simulate(config=config, rng=np.random.default_rng([0, 7]))
-    ready = prepare(recording, neurofuse.DecodeConfig()).featured
-    tokens = neurofuse.tokenize(ready, token_s=0.05)
-    jitter = WindowLag(lag_s) if lag_s else None
-    return split(tokens, window_s=1.5, max_lag_s=0.4, jitter=jitter, rng=np.random.default_rng(0))
+def windows_of(simulation: neurofuse.SimulationConfig, *, jitter: str | None):
+    recording, _ = neurofuse.simulate(config=simulation, rng=np.random.default_rng([0, 7]))
+    config = neurofuse.DecodeConfig(token_s=0.05, window_s=1.5, max_lag_s=0.4, jitter=jitter)
+    return neurofuse.prepare_recording(recording, config=config).split
 
 
 def fitted(name: str, parts):
@@ -50,8 +46,8 @@ def fitted(name: str, parts):
     return neurofuse.make_decoder(name, seed=0, **few).fit(parts.train, validation=parts.validation)
 
 
-config = SimulationConfig(**(SMALL if QUICK else {"duration_s": 90.0}))
-parts = windows_of(config, lag_s=0.15)
+config = neurofuse.SimulationConfig(**(SMALL if QUICK else {"duration_s": 90.0}))
+parts = windows_of(config, jitter="lag:0.15")
 r2 = {name: fitted(name, parts).score(parts.test) for name in NAMES}
 
 # %%
@@ -64,11 +60,12 @@ panel.spines[["top", "right"]].set_visible(False)
 # %% [markdown]
 # ## One modality dominates
 #
-# In `DOMINANCE` the units tell both axes nearly by themselves, and only a few noisy channels tell the rest. A decoder
-# that never met one clock alone leans on the spikes; modality dropout in training makes it hold when a clock fails.
+# In `DOMINANCE` the units predict both axes nearly by themselves, and only a few noisy channels hold the rest. A decoder
+# that was never trained on one clock alone depends on the spikes; with modality dropout in training it decodes on when a
+# clock fails.
 
 # %%
-parts = windows_of(SimulationConfig(**SMALL) if QUICK else DOMINANCE, lag_s=0.0)
+parts = windows_of(neurofuse.SimulationConfig(**SMALL) if QUICK else neurofuse.DOMINANCE, jitter=None)
 table = {}
 for dropout in (0.0, 0.3):
     steps = {"n_steps": N_STEPS, "modality_dropout": dropout}

@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -24,15 +26,15 @@ from tempfile import mkdtemp
 
 import numpy as np
 
-from neurofuse.simulation import SimulationConfig, demo_law, simulate
+import neurofuse
 
 QUICK = os.environ.get("NEUROFUSE_QUICK") == "1"
 SMALL = {"duration_s": 40.0, "n_units": 12, "n_channels": 4, "lfp_rate_hz": 500.0}
 
 folder = Path(mkdtemp())
-session, _ = simulate(
-    demo_law("demo:offset"),
-    config=SimulationConfig(**(SMALL | ({} if QUICK else {"duration_s": 150.0, "n_units": 48}))),
+session, _ = neurofuse.simulate(
+    neurofuse.demo_law("demo:offset"),
+    config=neurofuse.SimulationConfig(**(SMALL | ({} if QUICK else {"duration_s": 150.0, "n_units": 48}))),
     rng=np.random.default_rng([0, 7]),
 )
 spikes, lfp = session["spikes"], session["lfp"]
@@ -45,16 +47,13 @@ hand.to_csv(folder / "hand.csv", index=False)
 # The ten lines:
 
 # %%
-import neurofuse
-from neurofuse.report.figures import plot_decoded
-
 recording = neurofuse.load(
     None, spikes=folder / "units.npz", lfp=folder / "field.npz", movement=f"{folder / 'hand.csv'}::vx,vy"
 )
 config = neurofuse.DecodeConfig(window_s=1.0 if QUICK else 2.0, n_steps=4 if QUICK else 150)
 result = neurofuse.decode_recording(recording, config=config)
 start_s = float(result.prediction["time"][0])
-axes = plot_decoded(result.prediction, stop_s=start_s + 10)
+axes = neurofuse.plot_decoded(result.prediction, stop_s=start_s + 10)
 print({axis: round(value, 2) for axis, value in result.metrics["r2"].items()})
 
 # %%

@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -14,8 +16,8 @@
 # %% [markdown]
 # # 09 Causal decoding: what changes when the future is not there
 #
-# A decoder in a closed loop knows the past alone. With `causal=True` features are filtered forwards only, the chain
-# runs forwards only, and the movement of a token uses nothing after it. Of the other clock, stamps up to the largest
+# A decoder in a closed loop has the past alone. With `causal=True` features are filtered forwards only, the hidden Markov
+# model runs forwards only, and the movement of a token uses nothing after it. Of the other clock, stamps up to the largest
 # lag ahead are read, since the lag decides which of them have arrived.
 
 # %%
@@ -25,14 +27,13 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 import neurofuse
-from neurofuse.simulation import SimulationConfig, demo_law, simulate
 
 QUICK = os.environ.get("NEUROFUSE_QUICK") == "1"
 SMALL = {"duration_s": 40.0, "n_units": 12, "n_channels": 4, "lfp_rate_hz": 500.0}
 
-recording, truth = simulate(
-    demo_law("demo:walk"),
-    config=SimulationConfig(**(SMALL if QUICK else {"duration_s": 150.0})),
+recording, truth = neurofuse.simulate(
+    neurofuse.demo_law("demo:walk"),
+    config=neurofuse.SimulationConfig(**(SMALL if QUICK else {"duration_s": 150.0})),
     rng=np.random.default_rng([0, 7]),
 )
 results = {
@@ -55,8 +56,8 @@ for causal, result in results.items():
     )
 
 # %% [markdown]
-# The causal lag is the less certain one: it jumps away where the past alone says little, it has to see a change before it
-# can follow, and causal LFP features are late by some tens of milliseconds, which counts as lag.
+# The causal lag is the less certain one: it jumps away where the past alone holds little evidence, it follows a change
+# only after it, and causal LFP features are late by some tens of milliseconds, which counts as lag.
 
 # %%
 figure, panel = plt.subplots(figsize=(8, 3), layout="constrained")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from neurofuse.features import FeatureConfig, lfp_features
+from neurofuse.config import FeatureConfig
+from neurofuse.features import lfp_features
 from neurofuse.recording import Recording, Signal
 from neurofuse.simulation import SimulationConfig, simulate
 

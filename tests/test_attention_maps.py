@@ -7,14 +7,15 @@ import pytest
 import torch
 import xarray as xr
 
-from neurofuse.attention_maps import LEVELS, _at_mean, attention, attention_scores, contribution
+from neurofuse.attention_maps import CREDIBLE_LEVELS, _at_mean, attention, attention_scores, contribution
 from neurofuse.decode import DecodeConfig, decode_recording
 from neurofuse.decoders.registry import make_decoder
+from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.lag_laws import WindowLag
-from neurofuse.recording import Movement, NeurofuseError, Recording, Signal
+from neurofuse.recording import Movement, Recording, Signal
 from neurofuse.scores import lag_scores, posterior_summary
 from neurofuse.tokens import tokenize
-from neurofuse.windows import split
+from neurofuse.windows import split_windows
 
 torch.set_num_threads(1)
 STEP_S = 0.02
@@ -41,7 +42,7 @@ def one_hot(index):
 
 
 def drifting_and_jumping(n_windows=400, n=100, *, strength=1.2, seed=0):
-    """Lags drawn from a known chain, noisy evidence of them, and the exact posterior (forward, backward)."""
+    """Lags drawn from a known Markov chain, noisy evidence of them, and the exact posterior (forward, backward)."""
     rng = np.random.default_rng(seed)
     n_lags = LAG_S.size
     move = 0.8 * np.eye(n_lags) + 0.1 * np.eye(n_lags, k=1) + 0.1 * np.eye(n_lags, k=-1)
@@ -67,51 +68,51 @@ def drifting_and_jumping(n_windows=400, n=100, *, strength=1.2, seed=0):
     return np.swapaxes(posterior, 0, 1).reshape(-1, n_lags), true_s.T.ravel(), np.arange(true_s.size) // n
 
 
-def test_the_exact_posterior_of_a_known_chain_is_calibrated():
+def test_the_exact_posterior_of_a_known_markov_chain_is_calibrated():
     posterior, true_s, window = drifting_and_jumping()
     found = attention_scores(table_of(posterior, true_s, window=window)).sel(clock="b")
-    np.testing.assert_allclose(found["coverage"], LEVELS, atol=0.025)
+    np.testing.assert_allclose(found["coverage"], CREDIBLE_LEVELS, atol=0.025)
     assert float(found["calibration_error"]) < 0.03
     filled = found["share"] > 0.02
     np.testing.assert_allclose(found["accuracy"][filled], found["confidence"][filled], atol=0.08)
-    # If the truth is a draw from the posterior, so is what is found near it.
+    # If the truth is a draw from the posterior, the mass near it is an expectation under the posterior.
     near = np.abs(LAG_S[:, None] - LAG_S) <= 0.05 + 1e-6
     assert float(found["mass_on_truth"]) == pytest.approx(
         np.einsum("ti,ij,tj->t", posterior, near, posterior).mean(), abs=0.02
     )
-    sure = np.array([p @ near[p.argmax()] for p in posterior])
-    assert float(found["anomaly_rate"]) == pytest.approx(1 - sure.mean(), abs=0.02)
+    confidence = np.array([p @ near[p.argmax()] for p in posterior])
+    assert float(found["anomaly_rate"]) == pytest.approx(1 - confidence.mean(), abs=0.02)
     assert 0.05 < float(found["anomaly_rate"]) < 0.6
     # 3 % of tokens jump, and of those most by more than the tolerance; drift is too small to count.
     assert float(found["true_flicker"]) == pytest.approx(0.03 * 36 / 41 / STEP_S, rel=0.05)
 
 
-def test_a_posterior_sharper_than_it_may_be_is_found_out():
+def test_an_overconfident_posterior_is_detected():
     posterior, true_s, _ = drifting_and_jumping(strength=1.0)
     honest = attention_scores(table_of(posterior, true_s)).sel(clock="b")
     sharp = posterior**4
-    vain = attention_scores(table_of(sharp, true_s)).sel(clock="b")
-    assert float(vain["calibration_error"]) > float(honest["calibration_error"]) + 0.1
-    assert float(vain["coverage"].sel(level=0.9)) < 0.8
-    # The improper score would have rewarded it, and entropy praises it.
-    assert float(vain["mass_on_truth"]) > float(honest["mass_on_truth"])
-    assert float(vain["entropy"]) < float(honest["entropy"])
-    assert float(vain["anomaly_rate"]) == float(honest["anomaly_rate"])
+    overconfident = attention_scores(table_of(sharp, true_s)).sel(clock="b")
+    assert float(overconfident["calibration_error"]) > float(honest["calibration_error"]) + 0.1
+    assert float(overconfident["coverage"].sel(credible_level=0.9)) < 0.8
+    # The improper score rewards it, and so does entropy.
+    assert float(overconfident["mass_on_truth"]) > float(honest["mass_on_truth"])
+    assert float(overconfident["entropy"]) < float(honest["entropy"])
+    assert float(overconfident["anomaly_rate"]) == float(honest["anomaly_rate"])
 
 
-def test_a_uniform_posterior_knows_nothing_and_says_so():
+def test_a_uniform_posterior_has_the_largest_entropy_and_the_right_coverage():
     n = 4000
     true_s = np.random.default_rng(0).uniform(LAG_S[0] - STEP_S / 2, LAG_S[-1] + STEP_S / 2, n)
     found = attention_scores(table_of(np.full((n, 41), 1 / 41), true_s)).sel(clock="b")
     assert float(found["entropy"]) == pytest.approx(np.log(41))
     assert float(found["relative_entropy"]) == pytest.approx(1)
     assert float(found["flicker"]) == 0
-    np.testing.assert_allclose(found["coverage"], LEVELS, atol=0.03)
+    np.testing.assert_allclose(found["coverage"], CREDIBLE_LEVELS, atol=0.03)
     near = np.abs(true_s[:, None] - LAG_S) <= 0.05 + 1e-6
     assert float(found["mass_on_truth"]) == pytest.approx(near.mean())
 
 
-def test_a_spotlight_that_is_sharp_and_wrong_has_no_entropy_and_no_hits():
+def test_attention_that_is_sharp_and_wrong_has_no_entropy_and_no_hits():
     found = attention_scores(table_of(one_hot(np.full(100, 30)), 0.0)).sel(clock="b")
     for name, value in {"mass_on_truth": 0, "anomaly_rate": 1, "entropy": 0, "calibration_error": 1}.items():
         assert float(found[name]) == pytest.approx(value, abs=1e-9)
@@ -125,12 +126,12 @@ def test_flicker_counts_changes_beyond_the_tolerance_inside_a_window():
     index = np.full(100, 20)
     index[10:12] = 40  # there and back: two changes
     index[30:] = 22  # by 40 ms: within the tolerance
-    index[50:] = 5  # where the window changes: nobody's flicker
+    index[50:] = 5  # where the window changes: no flicker
     window = np.arange(100) // 50
     found = attention_scores(table_of(one_hot(index), window=window))
     assert "mass_on_truth" not in found
     assert float(found["flicker"][0]) == pytest.approx(2 / (98 * STEP_S))
-    # A wide band tells 40 ms from nothing, and a narrow one does not tell 400 ms.
+    # A wide band separates 40 ms from zero, and a narrow one does not separate 400 ms.
     assert float(
         attention_scores(table_of(one_hot(index), window=window), bandwidth_hz=20)["flicker"][0]
     ) == (pytest.approx(3 / (98 * STEP_S)))
@@ -163,7 +164,9 @@ def test_coverage_agrees_with_the_intervals_of_the_alignment():
         token_s=STEP_S,
     )  # fmt: skip
     found = attention_scores(table_of(posterior, true_s)).sel(clock="b")
-    assert float(found["coverage"].sel(level=0.9)) == pytest.approx(other["lag_coverage_90"], abs=0.005)
+    assert float(found["coverage"].sel(credible_level=0.9)) == pytest.approx(
+        other["lag_coverage_90"], abs=0.005
+    )
     assert 1 - float(found["anomaly_rate"]) == pytest.approx(other["lag_hit_rate"])
 
 
@@ -177,7 +180,7 @@ def test_a_table_of_something_else_is_refused():
 
 
 def systems(*, seconds=60.0, seed=0):
-    """Axis x is told by clock `a` (stream `good`, beside a stream `idle`), axis y by clock `b` alone."""
+    """Clock `a` carries axis x (in stream `good`; stream `idle` is noise), clock `b` axis y."""
     rng = np.random.default_rng(seed)
     n = int(seconds / 0.05)
     drive = rng.standard_normal((n + 2, 4))
@@ -199,7 +202,7 @@ def systems(*, seconds=60.0, seed=0):
 
 @pytest.fixture(scope="module")
 def parts():
-    return split(
+    return split_windows(
         tokenize(systems()), window_s=3.0, max_lag_s=0.3, jitter=WindowLag(0.1), rng=np.random.default_rng(0)
     )
 
@@ -212,42 +215,42 @@ def tracked(parts):
 
 @pytest.fixture(scope="module")
 def ridge():
-    still = split(tokenize(systems()), window_s=3.0, max_lag_s=0.3, rng=np.random.default_rng(0))
+    still = split_windows(tokenize(systems()), window_s=3.0, max_lag_s=0.3, rng=np.random.default_rng(0))
     return make_decoder("ridge").fit(still.train, validation=still.validation), still.test
 
 
-def test_attention_is_what_the_decoder_says_with_the_truth_beside_it(parts, tracked):
+def test_attention_is_the_posterior_of_the_decoder_with_the_true_lag(parts, tracked):
     table = attention(tracked, parts.test)
-    said = tracked.decode(parts.test)
+    found = tracked.decode(parts.test)
     assert table["posterior"].dims == ("clock", "window", "step", "lag")
-    np.testing.assert_array_equal(table["posterior"].sel(clock="b"), said.posterior["b"])
+    np.testing.assert_array_equal(table["posterior"].sel(clock="b"), found.posterior["b"])
     np.testing.assert_array_equal(table["true_lag_s"].sel(clock="b"), parts.test.lag_s[..., 0])
     np.testing.assert_array_equal(table["time"], parts.test.time_s)
-    np.testing.assert_array_equal(table["lag_path_s"][0], said.lag_s[said.path["b"]])
+    np.testing.assert_array_equal(table["lag_path_s"][0], found.lag_s[found.path["b"]])
     found = attention_scores(table).sel(clock="b")
     assert float(found["mass_on_truth"]) > 0.7
     assert float(found["anomaly_rate"]) < 0.3
     assert float(found["true_flicker"]) == 0  # the truth jumps between windows alone
 
 
-def test_a_truth_nobody_told_the_windows_can_be_given(parts, tracked):
-    silent = replace(parts.test, jitter=None)
-    assert "true_lag_s" not in attention(tracked, silent)
-    told = attention(tracked, silent, truth_s={"b": 0.1})
-    np.testing.assert_array_equal(told["true_lag_s"], np.full((1, *silent.shape), 0.1))
+def test_a_truth_that_the_windows_do_not_hold_can_be_given(parts, tracked):
+    unlabelled = replace(parts.test, jitter=None)
+    assert "true_lag_s" not in attention(tracked, unlabelled)
+    given = attention(tracked, unlabelled, truth_s={"b": 0.1})
+    np.testing.assert_array_equal(given["true_lag_s"], np.full((1, *unlabelled.shape), 0.1))
     with pytest.raises(NeurofuseError, match=r"truth_s names clock 'c', but the clocks searched are \['b'\]"):
-        attention(tracked, silent, truth_s={"c": 0.1})
+        attention(tracked, unlabelled, truth_s={"c": 0.1})
 
 
-def test_a_decoder_that_attends_to_nothing_is_refused(ridge):
+def test_a_decoder_without_attention_over_lags_is_refused(ridge):
     decoder, windows = ridge
     with pytest.raises(
-        NeurofuseError, match=r"'ridge' attends to nothing on clocks \['a', 'b'\]; take a decoder"
+        NeurofuseError, match=r"'ridge' has no attention over lags on clocks \['a', 'b'\]; take a "
     ):
         attention(decoder, windows)
 
 
-def test_one_window_says_the_same_as_an_attention_or_as_an_alignment_table():
+def test_one_window_scores_the_same_as_an_attention_or_as_an_alignment_table():
     posterior, true_s, _ = drifting_and_jumping(1, 400)
     flat = table_of(posterior, true_s)
     nested = xr.Dataset(
@@ -265,34 +268,34 @@ def test_the_alignment_of_a_decode_can_be_scored():
     config = DecodeConfig(window_s=3, max_lag_s=0.3, jitter="lag:0.1", n_steps=40, baseline=False)
     result = decode_recording(systems(), config=config)
     found = attention_scores(result.alignment).sel(clock="b")
-    # One window a lag, so the path of a still lag and the most probable lag differ little.
-    assert float(found["coverage"].sel(level=0.9)) == pytest.approx(
+    # One lag per window, so the path of a still lag and the most probable lag differ little.
+    assert float(found["coverage"].sel(credible_level=0.9)) == pytest.approx(
         result.metrics["lag_coverage_90"], abs=0.02
     )
     assert float(found["known_share"]) == 1
 
 
-def test_what_ridge_loses_is_what_each_stream_told(ridge):
+def test_r2_of_ridge_drops_by_what_each_stream_carried(ridge):
     decoder, windows = ridge
     table = contribution(decoder, windows)
     assert list(table["part"].values) == ["a", "a: good", "a: idle", "b"]
     assert list(table["n_features"].values) == [6, 4, 2, 4]
     assert list(table["clock"].values) == ["a", "a", "a", "b"]
-    lost = table["contribution"]
+    drop = table["contribution"]
     assert (table["r2"] > 0.9).all()
-    assert float(lost.sel(part="b", axis="y")) > 0.8
-    assert float(lost.sel(part="a: good", axis="x")) > 0.8
+    assert float(drop.sel(part="b", axis="y")) > 0.8
+    assert float(drop.sel(part="a: good", axis="x")) > 0.8
     for part, axis in (("b", "x"), ("a", "y"), ("a: idle", "x"), ("a: idle", "y")):
-        assert abs(float(lost.sel(part=part, axis=axis))) < 0.05
-    xr.testing.assert_allclose((table["r2"] - table["r2_without"]).transpose("part", "axis"), lost)
+        assert abs(float(drop.sel(part=part, axis=axis))) < 0.05
+    xr.testing.assert_allclose((table["r2"] - table["r2_without"]).transpose("part", "axis"), drop)
 
 
 def test_single_features_can_be_masked(ridge):
     decoder, windows = ridge
-    lost = contribution(decoder, windows, by="feature")["contribution"]
-    assert list(lost["part"].values) == [f for c in windows.tokens.clocks for f in c.features]
-    assert int(lost.sel(axis="x").argmax("part")) == 0
-    assert str(lost["part"][int(lost.sel(axis="y").argmax("part"))].values).startswith("far/")
+    drop = contribution(decoder, windows, by="feature")["contribution"]
+    assert list(drop["part"].values) == [f for c in windows.tokens.clocks for f in c.features]
+    assert int(drop.sel(axis="x").argmax("part")) == 0
+    assert str(drop["part"][int(drop.sel(axis="y").argmax("part"))].values).startswith("far/")
     with pytest.raises(NeurofuseError, match="by must be 'stream' or 'feature', got 'unit'"):
         contribution(decoder, windows, by="unit")
 
@@ -321,27 +324,27 @@ def test_a_masked_clock_is_absent_and_a_masked_stream_is_at_its_mean(ridge):
     np.testing.assert_array_equal(idle.present[0], whole.present[0])
 
 
-def test_counts_are_held_at_their_mean_too(tiny):
-    parts = split(tokenize(tiny), window_s=1.0, max_lag_s=0.2, rng=np.random.default_rng(0))
+def test_counts_can_be_masked_at_their_mean(tiny):
+    parts = split_windows(tokenize(tiny), window_s=1.0, max_lag_s=0.2, rng=np.random.default_rng(0))
     decoder = make_decoder("ridge").fit(parts.train, validation=parts.validation)
     clock, mean = parts.train.tokens.clocks[0], decoder.input_scales_[0].mean
-    held = _at_mean(clock, np.arange(clock.n_features) < 3, mean, parts.train.tokens.per_token)
-    tokens = replace(parts.train.tokens, clocks=(held, *parts.train.tokens.clocks[1:]))
+    masked = _at_mean(clock, np.arange(clock.n_features) < 3, mean, parts.train.tokens.per_token)
+    tokens = replace(parts.train.tokens, clocks=(masked, *parts.train.tokens.clocks[1:]))
     batch = replace(parts.train, tokens=tokens).batch(slice(0, 4))
     there = batch.present[0]
     np.testing.assert_allclose(batch.values[0][there][:, :3] - mean[:3], 0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["tracked", "early"])
-def test_every_kind_of_decoder_can_be_asked(name, parts, tracked):
+def test_every_kind_of_decoder_has_contributions(name, parts, tracked):
     decoder = tracked
     if name != "tracked":
         decoder = make_decoder(name, width=16, n_steps=60, learning_rate=1e-2).fit(
             parts.train, validation=parts.validation
         )
-    lost = contribution(decoder, parts.test)["contribution"]
-    assert float(lost.sel(part="a", axis="x")) > 0.3
-    assert np.isfinite(lost).all()
+    drop = contribution(decoder, parts.test)["contribution"]
+    assert float(drop.sel(part="a", axis="x")) > 0.3
+    assert np.isfinite(drop).all()
 
 
 def test_windows_without_movement_have_nothing_to_contribute_to(ridge):

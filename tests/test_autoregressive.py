@@ -1,4 +1,4 @@
-"""Saying movement piece by piece: running free, being told the truth, and what lies between the two."""
+"""Movement predicted chunk by chunk: free-running, with teacher forcing, and with scheduled sampling."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,15 @@ import torch
 from sklearn.base import clone
 from test_decoders import cut, two_systems
 
-from neurofuse.decoders.autoregressive import ANCHOR_BAND, AutoregressiveNetwork, drift
+from neurofuse.decoders.autoregressive import (
+    ANCHOR_BAND,
+    AutoregressiveDecoder,
+    AutoregressiveNetwork,
+    error_by_step,
+)
 from neurofuse.decoders.registry import make_decoder
+from neurofuse.errors import NeurofuseError
 from neurofuse.nets.encoders import initialise
-from neurofuse.recording import NeurofuseError
 from neurofuse.windows import EDGE_TOKENS
 
 MAX_LAG, N_TOKENS = 3, 22
@@ -28,12 +33,12 @@ def network(*, chunk=4, causal=False, n_inputs=(5, 4), seed=0):
         dilations=(1, 2),
         dropout=0.0,
         chunk=chunk,
-        n_heard=6,
+        n_history=6,
         causal=causal,
     )
     generator = torch.Generator().manual_seed(seed)
     initialise(net, generator)
-    for p in net.parameters():  # nothing that starts at zero may hide a mistake
+    for p in net.parameters():  # zeros would hide mistakes
         p.data += 0.1 * torch.randn(p.shape, generator=generator)
     return net.eval()
 
@@ -45,40 +50,40 @@ def inputs(*, n_inputs=(5, 4), seed=1, reach=REACH):
 
 
 def step_by_step(net, values, present, reach):
-    """The slow way: for every chunk all is worked out anew, told what was said before and nothing else."""
-    said = torch.full((len(values[0]), N_TOKENS, 2), torch.nan)
+    """The slow way: everything is computed anew for every chunk, given the movement predicted before it."""
+    movement = torch.full((len(values[0]), N_TOKENS, 2), torch.nan)
     for start in range(0, N_TOKENS, net.chunk):
         stop = min(start + net.chunk, N_TOKENS)
-        said[:, start:stop] = net.forced(values, present, reach, said)[0][:, start:stop]
-    return said
+        movement[:, start:stop] = net.forced(values, present, reach, movement)[0][:, start:stop]
+    return movement
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 22, 30])
 @pytest.mark.parametrize("causal", [False, True])
-def test_running_free_is_the_slow_way_only_faster(chunk, causal):
+def test_free_running_is_the_slow_way_only_faster(chunk, causal):
     net, given = network(chunk=chunk, causal=causal), inputs()
     with torch.no_grad():
         free, attention = net(*given)
         slow = step_by_step(net, *given)
-        told, told_attention = net.forced(*given, free)
+        forced, forced_attention = net.forced(*given, free)
     torch.testing.assert_close(free, slow, atol=1e-5, rtol=1e-5)
-    # Told its own words, it says them again, looking where it looked.
-    torch.testing.assert_close(told, free, atol=1e-5, rtol=1e-5)
-    for a, b in zip(attention.weights, told_attention.weights, strict=True):
+    # Given its own prediction, it predicts and attends the same.
+    torch.testing.assert_close(forced, free, atol=1e-5, rtol=1e-5)
+    for a, b in zip(attention.weights, forced_attention.weights, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-def test_what_is_said_matters_for_what_is_said_next_and_not_before():
+def test_movement_depends_on_movement_before_it_and_not_after():
     net, given = network(chunk=4), inputs()
     history = torch.randn(3, N_TOKENS, 2, generator=torch.Generator().manual_seed(2))
     other = history.clone()
     other[:, 9] += 1.0  # in the third chunk
     with torch.no_grad():
-        (was, looked), (now, looks) = net.forced(*given, history), net.forced(*given, other)
+        (was, attended), (now, attends) = net.forced(*given, history), net.forced(*given, other)
     torch.testing.assert_close(was[:, :12], now[:, :12], atol=0, rtol=0)
     assert (was[:, 12:16] - now[:, 12:16]).abs().amax() > 1e-3
-    # It moves what is attended to, not only what is made of it.
-    assert (looked.weights[1] - looks.weights[1])[:, :, 12:16].abs().amax() > 1e-4
+    # It changes the attention, too.
+    assert (attended.weights[1] - attends.weights[1])[:, :, 12:16].abs().amax() > 1e-4
 
 
 def test_weights_cover_every_band_and_sum_to_one_over_all_clocks():
@@ -92,11 +97,11 @@ def test_weights_cover_every_band_and_sum_to_one_over_all_clocks():
     total = sum(w.sum(-1) for w in attention.weights)
     torch.testing.assert_close(total, torch.ones_like(total))
     other = attention.weights[1].sum(1)
-    torch.testing.assert_close(attention.posteriors[0], other / other.sum(-1, keepdim=True))
+    torch.testing.assert_close(attention.p_lag[0], other / other.sum(-1, keepdim=True))
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_a_causal_one_does_not_see_the_future(causal):
+def test_a_causal_network_does_not_read_the_future(causal):
     net, (values, present, reach) = network(causal=causal), inputs()
     moment = 10
     later = [x.clone() for x in values]
@@ -108,16 +113,16 @@ def test_a_causal_one_does_not_see_the_future(causal):
     assert (was[:, moment:] - now[:, moment:]).abs().amax() > 1e-3
 
 
-def test_far_tokens_are_never_touched():
-    """A step costs one band: what lies beyond it and beyond its encoder's sight changes nothing."""
+def test_far_tokens_are_never_read():
+    """A step reads one band: tokens beyond it and beyond the reach of its encoder change nothing."""
     net, (values, present, reach) = network(n_inputs=(5,)), inputs(n_inputs=(5,), reach=EDGE_TOKENS)
-    sight = 3  # kernel 3 with dilations 1 and 2, to each side
+    reach_encoder = 3  # kernel 3 with dilations 1 and 2, to each side
     history = torch.full((3, N_TOKENS, 2), torch.nan)
     with torch.no_grad():
         was = net.forced(values, present, reach, history)[0][:, 0]
         for beyond, same in ((1, True), (0, False)):
             far = [x.clone() for x in values]
-            far[0][:, reach + ANCHOR_BAND + sight + beyond :] = 9.0
+            far[0][:, reach + ANCHOR_BAND + reach_encoder + beyond :] = 9.0
             now = net.forced(far, present, reach, history)[0][:, 0]
             assert torch.equal(was, now) == same
 
@@ -129,9 +134,9 @@ def fitted():
     return decoder.fit(parts.train, validation=parts.validation), parts
 
 
-def test_drift_has_a_row_a_step_and_agrees_with_the_score(fitted):
+def test_the_error_by_step_has_a_row_per_step_and_agrees_with_the_score(fitted):
     decoder, parts = fitted
-    table = drift(decoder, parts.test)
+    table = error_by_step(decoder, parts.test)
     n_steps = parts.test.n_steps
     assert dict(table.sizes) == {"step": n_steps, "axis": 2}
     assert set(table.data_vars) == {"r2_free", "r2_forced", "rmse_free", "rmse_forced"}
@@ -142,7 +147,7 @@ def test_drift_has_a_row_a_step_and_agrees_with_the_score(fitted):
     np.testing.assert_allclose(table["rmse_forced"], np.sqrt((error**2).mean(0)), rtol=1e-4)
 
 
-def test_truth_told_is_used_and_never_leaks_into_decoding(fitted):
+def test_teacher_forcing_is_used_and_never_leaks_into_decoding(fitted):
     decoder, parts = fitted
     free, forced = decoder.predict(parts.test), decoder.predict_forced(parts.test)
     np.testing.assert_allclose(forced[:, : decoder.chunk], free[:, : decoder.chunk], atol=1e-4)
@@ -151,20 +156,20 @@ def test_truth_told_is_used_and_never_leaks_into_decoding(fitted):
     np.testing.assert_allclose(own, free, atol=1e-3)
 
 
-def test_training_hears_the_truth_with_noise_or_what_the_decoder_says_itself(fitted):
+def test_the_training_history_is_the_true_movement_with_noise_or_the_prediction(fitted):
     decoder, parts = fitted
-    inputs = decoder._inputs(parts.train.batch(slice(0, 40)))
-    true = decoder._standard(parts.train.movement[:40])
-    noise = decoder._history(inputs, true) - true
+    inputs = decoder.network_inputs(parts.train.batch(slice(0, 40)))
+    target = decoder._standard(parts.train.movement[:40])
+    noise = decoder._history(inputs, target) - target
     assert float(noise.std()) == pytest.approx(0.5, rel=0.05)
-    own = clone(decoder).set_params(own_share=0.5, history_noise=0.0, dropout=0.0, n_steps=2)
+    own = clone(decoder).set_params(scheduled_sampling=0.5, history_noise=0.0, dropout=0.0, n_steps=2)
     own.fit(parts.train, validation=parts.validation)
     with torch.no_grad():
         free = own.network_(*inputs)[0]
-    heard = own._history(inputs, true)
-    is_own = (heard - free).abs().amax((1, 2)) < 1e-4
-    is_true = (heard == true).all(-1).all(-1)
-    assert (is_own ^ is_true).all()
+    history = own._history(inputs, target)
+    is_own = (history - free).abs().amax((1, 2)) < 1e-4
+    is_target = (history == target).all(-1).all(-1)
+    assert (is_own ^ is_target).all()
     assert 8 < is_own.sum() < 32
     assert own.network_.training  # a free run in between leaves training as it was
 
@@ -177,7 +182,7 @@ def test_attended_tokens_come_as_a_table(fitted):
     np.testing.assert_allclose(table["lag_b"][[0, -1]], [-0.5, 0.5])
 
 
-def test_steps_of_no_token_are_refused():
+def test_chunks_without_a_token_are_refused():
     parts = cut(two_systems())
     with pytest.raises(NeurofuseError, match="one token or more, got 0 and 16"):
-        make_decoder("autoregressive", chunk=0).fit(parts.train)
+        AutoregressiveDecoder(chunk=0).fit(parts.train)

@@ -1,4 +1,4 @@
-"""The command line as a stranger meets it: what it refuses and how, what it leaves behind, what it prints."""
+"""The command line: what it refuses and how, what it leaves behind, what it prints."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def cli(capsys):
             main([str(w) for w in words])
         except SystemExit as stop:
             code = int(stop.code or 0)
-        said = capsys.readouterr()
-        return Run(code, said.out, said.err)
+        printed = capsys.readouterr()
+        return Run(code, printed.out, printed.err)
 
     return run
 
@@ -144,8 +144,8 @@ def test_help_and_version_print_on_stdout(cli, words):
 
 def test_help_names_every_command_and_decode_its_options(cli):
     assert all(c in cli("--help").out for c in ("decode", "predict", "info", "convert"))
-    said = cli("decode", "--help").out
-    assert all(o in said for o in ("--spikes", "--lfp", "--movement", "--max-lag", "--jitter", "--out"))
+    listed = cli("decode", "--help").out
+    assert all(o in listed for o in ("--spikes", "--lfp", "--movement", "--max-lag", "--jitter", "--out"))
 
 
 @pytest.mark.parametrize(
@@ -183,15 +183,15 @@ def test_ctrl_c_exits_with_130_and_leaves_nothing(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert said.splitlines()[-1] == "neurofuse: interrupted"
-    assert "Traceback" not in said
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
+    assert printed.splitlines()[-1] == "neurofuse: interrupted"
+    assert "Traceback" not in printed
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupt_that_a_library_swallows_comes_again(monkeypatch):
-    monkeypatch.setattr(command_line, "SAY_AGAIN_S", 0.05)
+    monkeypatch.setattr(command_line, "RAISE_AGAIN_S", 0.05)
     swallowed = 0
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM)
 
@@ -256,8 +256,8 @@ def test_nonsense_after_an_option_is_named(refused, tmp_path, option):
             words = words[:-2]
         if option != "--bin":
             words += BIN
-        said = refused(*words, f"{option}={value}")
-        assert value.lstrip("-") in said or "window of" in said, "the sentence shows what was given"
+        sentence = refused(*words, f"{option}={value}")
+        assert value.lstrip("-") in sentence or "window of" in sentence, "the sentence shows what was given"
 
 
 def test_the_remedies_of_wrong_settings(refused, tmp_path):
@@ -269,11 +269,13 @@ def test_the_remedies_of_wrong_settings(refused, tmp_path):
         "nope",
         sentence="choose one of tracked, constant, softmax, softmax-bidirectional",
     )
-    refused(*words, "--jitter", "nope:1", sentence="choose one of none, lag, offset, skew, walk, jump")
+    refused(*words, "--jitter", "nope:1", sentence="choose one of spike, spike-uniform, spike-laplace")
     refused(*words, "--jitter", "lag", sentence="such as lag:0.3")
     refused(*words, "--jitter", "lag:0.1", sentence="there is no second clock to move; make one")
     refused(*words, "--split-units", "8", sentence="choose between 1 and 7")
-    refused(*words, "--max-lag", "4", sentence="must be shorter than a window (3 s); lower --max-lag")
+    refused(
+        *words, "--max-lag", "4", sentence="must be shorter than a window (3 s); lower max_lag_s (--max-lag)"
+    )
     refused(*words, "--circular", "x", sentence="takes 'auto' or the length of one turn")
     refused(*words, "--device", "tpu", sentence="choose auto, cpu, cuda")
     refused("decode", "demo:nope", sentence="there is no demo 'nope'; choose demo or demo:NAME")
@@ -300,7 +302,7 @@ def test_files_that_are_not_there_or_of_no_known_kind(refused, tmp_path):
     (tmp_path / "a.xyz").write_text("hello")
     (tmp_path / "empty.nev").write_bytes(b"")
     refused("decode", tmp_path / "b.npz", sentence="check the path (files like it there: a.npz)")
-    refused("decode", tmp_path / "a.xyz", sentence="which no reader knows; known are")
+    refused("decode", tmp_path / "a.xyz", sentence="which no reader claims; known are")
     refused("decode", tmp_path / "empty.nev", sentence="is empty (0 bytes)")
     refused("decode", tmp_path, sentence="pass --format NAME")
     refused("decode", path, "--format", "nope", sentence="the formats are 'neurofuse'")
@@ -344,15 +346,15 @@ def test_what_a_file_does_not_hold(refused, files, tmp_path):
     )
     refused("decode", files[0], "--lfp", "ch00", sentence="lfp called 'ch00'")
     refused("decode", path, "--movement", "pos", sentence="pass --bin SECONDS")
-    silent = counts(tmp_path / "silent.npz", spikes=np.zeros((600, 8), int))
-    refused("decode", silent, "--movement", "pos", *BIN, sentence="holds no spikes")
+    no_spikes = counts(tmp_path / "no_spikes.npz", spikes=np.zeros((600, 8), int))
+    refused("decode", no_spikes, "--movement", "pos", *BIN, sentence="holds no spikes")
 
 
 @pytest.mark.parametrize("n_units", [0, 1])
 def test_a_population_of_none_or_one(refused, tmp_path, n_units):
     path = counts(tmp_path / "a.npz", spikes=np.random.default_rng(0).poisson(1.0, (600, n_units)))
-    said = refused("decode", path, "--movement", "pos", *BIN)
-    assert ("needs at least two" in said) if n_units else ("neither spikes nor LFP" in said)
+    sentence = refused("decode", path, "--movement", "pos", *BIN)
+    assert ("needs at least two" in sentence) if n_units else ("neither spikes nor LFP" in sentence)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -399,20 +401,20 @@ def test_time_units_are_converted(cli, tmp_path):
 def test_units_that_cannot_be_converted(refused, two, tmp_path):
     path = save(two, tmp_path / "a.nix")
 
-    def spoil(_: str, node: h5py.HLObject) -> None:
+    def corrupt(_: str, node: h5py.HLObject) -> None:
         if "unit" in node.attrs:
             node.attrs["unit"] = "kg"
 
     with h5py.File(path, "r+") as file:
-        file.visititems(spoil)
+        file.visititems(corrupt)
     refused("decode", path, sentence="states a unit that does not fit what it measures (Unable to convert")
 
 
 def test_clocks_that_share_no_time(refused, two, files, tmp_path):
     logger = two_files(two)[1].retimed("logger", lambda t: t + 1000, did="late")
     late = save(logger, tmp_path / "late.nwb")
-    said = refused("decode", files[0], late)
-    assert "clock 'logger' (1000.00 to 1040.00 s)" in said
+    sentence = refused("decode", files[0], late)
+    assert "clock 'logger' (1000.00 to 1040.00 s)" in sentence
 
 
 def test_movement_shorter_than_a_window(refused, files, tmp_path):
@@ -452,7 +454,7 @@ def constant_channels(two: Recording, path: Path, rows: list[int]) -> Path:
     return save(logger.but(streams=(replace(lfp, data=lfp.data.copy(data=values)),)), path)
 
 
-def test_constant_channels_are_left_out_and_said_and_all_of_them_refused(cli, refused, two, files, tmp_path):
+def test_constant_channels_are_left_out_and_named_and_all_of_them_refused(cli, refused, two, files, tmp_path):
     all_flat = constant_channels(two, tmp_path / "all.nwb", [0, 1, 2])
     refused("decode", files[0], all_flat, sentence="all 3 channels of lfp 'lfp' are bad")
     some = constant_channels(two, tmp_path / "some.nwb", [1])
@@ -507,7 +509,7 @@ def test_an_out_of_ours_is_replaced_and_kept_if_the_run_fails(cli, refused, tmp_
     assert not list(tmp_path.glob(".neurofuse-*"))
 
 
-# What a run says and writes
+# What a run prints and writes
 
 
 def test_json_alone_is_on_stdout(cli, tmp_path):
@@ -538,7 +540,7 @@ def test_nothing_that_is_read_is_written_over(refused, files, decoded):
 
 
 def test_an_oracle_needs_a_lag_that_is_known(refused, files):
-    refused("decode", *files, "--decoder", "oracle", sentence="is told the true lag, and none is known here")
+    refused("decode", *files, "--decoder", "oracle", sentence="is given the true lag, and none is known here")
 
 
 @pytest.mark.parametrize("suffix", [".nwb", ".nc", ".nix"])
@@ -599,12 +601,12 @@ def test_convert_refuses_what_it_cannot_write(refused, files, tmp_path):
     refused("convert", tmp_path / "b.nwb", "--out", tmp_path / "deep" / "a.nc", out=False)
 
 
-def test_info_tells_what_a_file_holds(cli, files):
-    said = cli("info", files[0])
-    assert said.code == 0
-    assert "10 units" in said.out
-    told = json.loads(cli("info", files[0], "--json").out)
-    assert {"spikes", "movement"} <= {item["role"] for item in told["items"]}
+def test_info_lists_what_a_file_holds(cli, files):
+    done = cli("info", files[0])
+    assert done.code == 0
+    assert "10 units" in done.out
+    found = json.loads(cli("info", files[0], "--json").out)
+    assert {"spikes", "movement"} <= {item["role"] for item in found["items"]}
 
 
 # Real recordings
@@ -634,11 +636,11 @@ def test_info_of_a_real_file(cli, shared_data, name):
     path = shared_data / name
     if not path.exists():
         pytest.skip(f"{path} is not here")
-    said = cli("info", path)
-    assert (said.code, said.err) == (0, "")
-    assert INFO[name] in said.out
-    assert said.out.splitlines()[-1].startswith("* is taken by default")
-    assert json.loads(cli("info", path, "--json").out)["format"] in said.out.splitlines()[0]
+    done = cli("info", path)
+    assert (done.code, done.err) == (0, "")
+    assert INFO[name] in done.out
+    assert done.out.splitlines()[-1].startswith("* is taken by default")
+    assert json.loads(cli("info", path, "--json").out)["format"] in done.out.splitlines()[0]
 
 
 def test_a_real_recording_with_a_pause_is_decoded_with_a_warning(cli, shared_data, tmp_path):

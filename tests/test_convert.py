@@ -28,7 +28,7 @@ from neurofuse.recording import Movement, Recording, Signal, Spikes
 
 
 def full() -> Recording:
-    """Three clocks, all kinds of stream, gaps, silent units, trials with text: all a recording can hold."""
+    """Three clocks, all kinds of stream, gaps, units without spikes, trials with text: all a recording can hold."""
     rng = np.random.default_rng(0)
     units = pd.DataFrame(
         {

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from neurofuse.decode import DecodeConfig, decode_recording, predict_recording
+from neurofuse.config import DecodeConfig
+from neurofuse.decode import decode_recording, predict_recording
 from neurofuse.decoders.base import Decoder
-from neurofuse.recording import NeurofuseError, Signal
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Signal
 from neurofuse.report.save import save_result, settings_of
 from neurofuse.simulation import SimulationConfig, demo_law, simulate
 
@@ -39,7 +41,7 @@ def test_movement_is_decoded_through_a_lag_that_jumps(decoded):
 
 
 @pytest.mark.slow
-def test_the_tables_hold_what_the_metrics_say(decoded):
+def test_the_tables_agree_with_the_metrics(decoded):
     _, truth, result = decoded
     p, a = result.prediction, result.alignment
     error = ((p["movement"] - p["prediction"]) ** 2).sum("time")
@@ -85,20 +87,20 @@ def test_the_same_seed_gives_the_same_numbers():
     xr.testing.assert_identical(first.alignment, second.alignment)
 
 
-def test_a_planted_truth_is_never_shown_to_the_decoder():
+def test_a_planted_truth_never_reaches_the_decoder():
     recording, truth = simulate(
         demo_law("demo"), config=SimulationConfig(duration_s=40), rng=np.random.default_rng(0)
     )
     config = DecodeConfig(n_steps=10, window_s=1.0, max_lag_s=0.3)
-    told = decode_recording(recording, config=config, truths={truth.clock: truth})
-    untold = decode_recording(recording, config=config)
-    xr.testing.assert_identical(told.prediction, untold.prediction)
-    assert "lag_hit_rate" in told.metrics
-    assert "lag_hit_rate" not in untold.metrics
+    scored = decode_recording(recording, config=config, truths={truth.clock: truth})
+    unscored = decode_recording(recording, config=config)
+    xr.testing.assert_identical(scored.prediction, unscored.prediction)
+    assert "lag_hit_rate" in scored.metrics
+    assert "lag_hit_rate" not in unscored.metrics
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_settings_say_how_the_features_were_really_taken(causal):
+def test_the_settings_state_how_the_features_were_taken(causal):
     recording, _ = simulate(
         demo_law("demo"), config=SimulationConfig(duration_s=40), rng=np.random.default_rng(0)
     )
@@ -141,7 +143,7 @@ def test_units_that_were_split_are_split_again_to_predict(tmp_path):
     assert metrics["r2_mean"] > fitted.metrics["r2_mean"] - 0.1
 
 
-def test_a_short_recording_is_not_searched_less_than_it_is_moved():
+def test_the_search_range_of_a_short_recording_holds_the_planted_lag():
     recording, _ = simulate(
         demo_law("demo:none"), config=SimulationConfig(duration_s=14), rng=np.random.default_rng(0)
     )
@@ -149,7 +151,7 @@ def test_a_short_recording_is_not_searched_less_than_it_is_moved():
         decode_recording(recording, config=DecodeConfig(decoder="ridge", jitter="offset:0.45"))
 
 
-def test_too_short_a_recording_says_so_and_is_decoded_in_shorter_windows():
+def test_too_short_a_recording_is_decoded_in_shorter_windows_with_a_warning():
     recording, _ = simulate(
         demo_law("demo:none"), config=SimulationConfig(duration_s=12), rng=np.random.default_rng(0)
     )

@@ -1,4 +1,4 @@
-"""The report page: one file that stands by itself, says what was found, and trusts no name."""
+"""The report page: one self-contained file with the verdict, in which every name is escaped."""
 
 from __future__ import annotations
 
@@ -14,10 +14,71 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Movement, Recording, Signal, Spikes
 from neurofuse.report.decode_page import verdict, write_report
 
 HOSTILE = "<script>alert('$x_1$')</script>"
+
+
+# What metrics hold besides scores.
+FACTS: dict[str, Any] = {
+    "n_units": 84,
+    "n_channels": 16,
+    "n_windows": {"train": 400, "validation": 60, "test": 11},
+    "seconds": {"train": 812.4, "validation": 120.0, "test": 34.0},
+    "scored": "stitched",
+    "warnings": ["34 s of test time are too few to resolve a difference of 0.02 in R²."],
+    "settings": {"seed": 1, "decoder": {"name": "tracked", "lags_s": [-1, 1]}, "features": {}},
+    "provenance": ["read session.nwb", "cut to 0-240 s", "clock 'lfp' drifted by 12 ppm"],
+    "recording": "Recording 'session', 0.00 to 240.00 s on clock 'spikes'",
+    "quality": [
+        {
+            "name": f"ch{k}",
+            "bad": k == 3,
+            "why": "flat: every sample is the same" * (k == 3),
+            "line_50": 40.0,
+            "line_60": None,
+        }
+        for k in range(16)
+    ],
+    "history": {
+        "train": (0.2 + 0.8 * np.exp(-np.arange(24) / 5)).tolist(),
+        "validation": (0.27 + 0.75 * np.exp(-np.arange(24) / 5)).tolist(),
+    },
+    "version": "0.1.0",
+}
+
+
+def make_alignment(time_s: np.ndarray, clocks: tuple[str, ...], *, truth: bool) -> xr.Dataset:
+    """Lag posteriors that follow a slow drift, wide for a while; the truth is known from 203 s on."""
+    lag_s = np.arange(-50, 51) * 0.02
+    drift = [0.18 + 0.25 * np.sin(2 * np.pi * (time_s - 200) / 55) for _ in clocks]
+    true_s = np.stack([d * (-1) ** k for k, d in enumerate(drift)])
+    found_s = true_s + 0.008 * np.sin(2 * np.pi * time_s / 3.1)
+    spread_s = 0.02 + 0.05 * np.exp(-0.5 * ((time_s - 228) / 2) ** 2)
+    z = (lag_s[None, None, :] - found_s[:, :, None]) / spread_s[None, :, None]
+    posterior = np.exp(-0.5 * z**2) + 1e-5
+    posterior /= posterior.sum(axis=2, keepdims=True)
+    mean_s = posterior @ lag_s
+    std_s = np.sqrt(np.maximum(posterior @ lag_s**2 - mean_s**2, 0))
+    variables = {
+        "lag_mean_s": mean_s,
+        "lag_std_s": std_s,
+        "lag_q05_s": mean_s - 1.645 * std_s,
+        "lag_q95_s": mean_s + 1.645 * std_s,
+        "lag_map_s": lag_s[posterior.argmax(axis=2)],
+        "lag_path_s": lag_s[posterior.argmax(axis=2)],
+        "entropy": -(posterior * np.log(posterior)).sum(axis=2),
+    }
+    if truth:
+        variables["true_lag_s"] = np.where(time_s < 203, np.nan, true_s)
+    return xr.Dataset(
+        {k: (("clock", "time"), v) for k, v in variables.items()}
+        | {"posterior": (("clock", "time", "lag"), posterior.astype(np.float32))},
+        coords={"clock": list(clocks), "time": time_s, "lag": lag_s},
+        attrs={"decoder": "tracked", "max_lag_s": 1.0, "token_s": 0.02, "hit_tolerance_s": 0.025},
+    ).assign(window=("time", np.arange(time_s.size) // 160))
 
 
 def make_tables(
@@ -53,65 +114,13 @@ def make_tables(
             "decoder": "tracked",
         },
     ).assign(window=("time", np.arange(time_s.size) // 160))
-    alignment = None
-    if clocks:
-        lag_s = np.arange(-50, 51) * 0.02
-        drift = [0.18 + 0.25 * np.sin(2 * np.pi * (time_s - 200) / 55) for _ in clocks]
-        true_s = np.stack([d * (-1) ** k for k, d in enumerate(drift)])
-        found_s = true_s + 0.008 * np.sin(2 * np.pi * time_s / 3.1)
-        spread_s = 0.02 + 0.05 * np.exp(-0.5 * ((time_s - 228) / 2) ** 2)
-        z = (lag_s[None, None, :] - found_s[:, :, None]) / spread_s[None, :, None]
-        posterior = np.exp(-0.5 * z**2) + 1e-5
-        posterior /= posterior.sum(axis=2, keepdims=True)
-        mean_s = posterior @ lag_s
-        std_s = np.sqrt(np.maximum(posterior @ lag_s**2 - mean_s**2, 0))
-        variables = {
-            "lag_mean_s": mean_s,
-            "lag_std_s": std_s,
-            "lag_q05_s": mean_s - 1.645 * std_s,
-            "lag_q95_s": mean_s + 1.645 * std_s,
-            "lag_map_s": lag_s[posterior.argmax(axis=2)],
-            "lag_path_s": lag_s[posterior.argmax(axis=2)],
-            "entropy": -(posterior * np.log(posterior)).sum(axis=2),
-        }
-        if truth:
-            variables["true_lag_s"] = np.where(time_s < 203, np.nan, true_s)
-        alignment = xr.Dataset(
-            {k: (("clock", "time"), v) for k, v in variables.items()}
-            | {"posterior": (("clock", "time", "lag"), posterior.astype(np.float32))},
-            coords={"clock": list(clocks), "time": time_s, "lag": lag_s},
-            attrs={"decoder": "tracked", "max_lag_s": 1.0, "token_s": 0.02, "hit_tolerance_s": 0.025},
-        ).assign(window=("time", np.arange(time_s.size) // 160))
+    alignment = make_alignment(time_s, clocks, truth=truth) if clocks else None
     scores = {v: 1 - ((tables[v] - movement) ** 2).sum(0) / movement.var(0) / time_s.size for v in tables}
     metrics: dict[str, Any] = {
         "r2": dict(zip(axes, scores["prediction"].tolist(), strict=True)),
         "r2_mean": float(scores["prediction"].mean()),
         "decoder": "tracked",
-        "n_units": 84,
-        "n_channels": 16,
-        "n_windows": {"train": 400, "validation": 60, "test": 11},
-        "seconds": {"train": 812.4, "validation": 120.0, "test": 34.0},
-        "scored": "stitched",
-        "warnings": ["34 s of test time are too little to trust a difference of 0.02 in R²."],
-        "settings": {"seed": 1, "decoder": {"name": "tracked", "lags_s": [-1, 1]}, "features": {}},
-        "provenance": ["read session.nwb", "cut to 0-240 s", "clock 'lfp' drifted by 12 ppm"],
-        "recording": "Recording 'session', 0.00 to 240.00 s on clock 'spikes'",
-        "quality": [
-            {
-                "name": f"ch{k}",
-                "bad": k == 3,
-                "why": "flat: every sample is the same" * (k == 3),
-                "line_50": 40.0,
-                "line_60": None,
-            }
-            for k in range(16)
-        ],
-        "history": {
-            "train": (0.2 + 0.8 * np.exp(-np.arange(24) / 5)).tolist(),
-            "validation": (0.27 + 0.75 * np.exp(-np.arange(24) / 5)).tolist(),
-        },
-        "version": "0.1.0",
-    }
+    } | FACTS
     if ridge:
         metrics["baseline_ridge_r2"] = dict(zip(axes, scores["ridge"].tolist(), strict=True))
         metrics["baseline_ridge_r2_mean"] = float(scores["ridge"].mean())
@@ -189,9 +198,9 @@ def test_the_page_opens_with_the_verdict_and_the_warnings(tmp_path: Path) -> Non
     metrics, prediction, alignment = make_tables(clocks=("lfp",))
     metrics |= {"r2_mean": 0.912, "baseline_ridge_r2_mean": 0.74}
     page = written(tmp_path, (metrics, prediction, alignment))
-    said = "R² 0.91 (ridge 0.74); the clock 'lfp' was found within 25 ms in 97 % of the test time."
-    assert said in page.text
-    order = [page.text.index(x) for x in (said, "too little to trust", "mean", "Predicted and true")]
+    sentence = "R² 0.91 (ridge 0.74); the clock 'lfp' was found within 25 ms in 97 % of the test time."
+    assert sentence in page.text
+    order = [page.text.index(x) for x in (sentence, "too few to resolve", "mean", "Predicted and measured")]
     assert order == sorted(order)
     assert page.open == []
 
@@ -207,13 +216,13 @@ def test_every_section_is_there_with_its_figures_inside_the_file(tmp_path: Path)
     )
     page = Page(path)
     for heading in (
-        "Predicted and true movement",
+        "Predicted and measured movement",
         "Trajectory",
         "The lag between the clocks",
         "The data",
-        "Where the decoder looked",
-        "How it was scored",
-        "Where the data came from",
+        "Attention over lags",
+        "Scoring",
+        "Origin of the data",
         "Settings",
     ):
         assert heading in page.text
@@ -234,7 +243,7 @@ def test_every_section_is_there_with_its_figures_inside_the_file(tmp_path: Path)
     assert path.stat().st_size < 3e6
 
 
-def test_the_page_asks_nothing_of_the_network(tmp_path: Path) -> None:
+def test_the_page_loads_nothing_from_the_network(tmp_path: Path) -> None:
     page = written(tmp_path, make_tables())
     assert not re.search(r"https?:|//|url\(|@import", re.sub(r'src="data:[^"]*"', "", page.raw))
     assert {t for t, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "base"})
@@ -244,7 +253,7 @@ def test_the_page_asks_nothing_of_the_network(tmp_path: Path) -> None:
 
 # What other tests left to be collected is theirs.
 @pytest.mark.filterwarnings("error", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_no_name_from_a_file_is_trusted(tmp_path: Path) -> None:
+def test_every_name_from_a_file_is_escaped(tmp_path: Path) -> None:
     metrics, prediction, alignment = make_tables(axes=(HOSTILE, "_$a_$b"), clocks=(HOSTILE, 'q" onload="x'))
     metrics |= {
         "name": HOSTILE,
@@ -290,7 +299,7 @@ def test_names_no_encoding_can_write_still_give_a_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize("axes", [("angle",), ("x", "y", "z")])
 @pytest.mark.parametrize("clocks", [(), ("lfp",)])
 @pytest.mark.parametrize(("truth", "ridge"), [(False, False), (True, True)])
-def test_what_is_missing_is_left_out_without_a_fuss(
+def test_what_is_missing_is_left_out_of_the_page(
     tmp_path: Path, axes: tuple[str, ...], clocks: tuple[str, ...], truth: bool, ridge: bool
 ) -> None:
     page = written(tmp_path, make_tables(axes=axes, clocks=clocks, truth=truth, ridge=ridge))
@@ -300,11 +309,11 @@ def test_what_is_missing_is_left_out_without_a_fuss(
     assert "nan" not in page.text.lower()
 
 
-def test_the_barest_tables_give_a_page(tmp_path: Path) -> None:
+def test_empty_tables_give_a_page(tmp_path: Path) -> None:
     _, prediction, alignment = make_tables(ridge=False)
     assert alignment is not None
     page = written(tmp_path / "new" / "folder", ({}, prediction, alignment.isel(clock=[])))
-    assert "R² could not be told; no lag was looked for." in page.text
+    assert "R² could not be computed; no lag was searched." in page.text
     page = written(tmp_path, ({"r2": {"x": None}}, prediction.isel(time=[]), None))
     assert "No movement was decoded." in page.text
 
@@ -316,7 +325,7 @@ def test_a_single_decoded_sample_gives_a_page(tmp_path: Path) -> None:
     assert len(page.images()) == 8
 
 
-def test_a_page_that_fails_leaves_the_old_one_and_no_crumbs(tmp_path: Path) -> None:
+def test_a_page_that_fails_leaves_the_old_one_and_no_partial_file(tmp_path: Path) -> None:
     metrics, prediction, alignment = make_tables()
     path = tmp_path / "report.html"
     path.write_text("old")
@@ -329,17 +338,20 @@ def test_a_page_that_fails_leaves_the_old_one_and_no_crumbs(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("metrics", "said"),
+    ("metrics", "part"),
     [
         ({"lag_hit_rate": 0.5}, "; the clocks 'lfp' and 'imu' were found within 25 ms in 50 % of the test"),
         ({"r2_mean": 0.7, "baseline_ridge_r2_mean": 0.74}, "R² 0.70 (ridge 0.74, which is as good or"),
-        ({"r2_mean": -0.2}, "R² −0.20, no better than always guessing the mean; "),
-        ({"r2_mean": None}, "R² could not be told; "),
-        ({"r2_mean": 0.5}, "were placed to within a 90 % band 80.3 ms wide, with no true lag to check"),
+        ({"r2_mean": -0.2}, "R² −0.20, no better than predicting the mean; "),
+        ({"r2_mean": None}, "R² could not be computed; "),
+        (
+            {"r2_mean": 0.5},
+            "lag of the clocks 'lfp' and 'imu' is 80.3 ms wide (median), and no true lag is known",
+        ),
     ],
 )
-def test_the_verdict_says_what_was_found_and_no_more(metrics: dict[str, Any], said: str) -> None:
-    assert said in verdict(metrics, make_tables()[2])
+def test_the_verdict_states_the_result_and_no_more(metrics: dict[str, Any], part: str) -> None:
+    assert part in verdict(metrics, make_tables()[2])
 
 
 def test_the_same_tables_give_the_same_page_twice_whatever_the_users_style(tmp_path: Path) -> None:

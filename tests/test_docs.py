@@ -77,10 +77,11 @@ def test_every_page_is_in_the_menu_and_every_link_leads_somewhere():
             assert (ROOT / notebook).exists(), f"{page.name} names {notebook}"
 
 
-def test_every_object_of_the_api_page_exists():
+@pytest.mark.parametrize("page", sorted((DOCS / "api").glob("*.md")), ids=lambda p: p.stem)
+def test_every_object_of_the_api_pages_exists(page):
     import importlib
 
-    for name in re.findall(r"^::: (\S+)", (DOCS / "api.md").read_text(encoding="utf-8"), flags=re.M):
+    for name in re.findall(r"^::: (\S+)", page.read_text(encoding="utf-8"), flags=re.M):
         try:
             importlib.import_module(name)
         except ModuleNotFoundError:

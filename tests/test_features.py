@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -13,16 +14,18 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neurofuse.errors import NeurofuseError
 from neurofuse.features import (
     FeatureConfig,
     _band_filter,
     _group_delay,
     channel_quality,
+    clean_lfp,
     drop_bad,
     lfp_features,
     resample,
 )
-from neurofuse.recording import NeurofuseError, Recording, Signal
+from neurofuse.recording import Recording, Signal
 from neurofuse.tokens import tokenize
 
 RATE_HZ = 1000.0
@@ -131,7 +134,7 @@ def test_a_causal_feature_does_not_change_when_the_future_is_corrupted(
     past = before.time_s < cut / RATE_HZ - 1e-9
     assert past.any()
     np.testing.assert_array_equal(before.data.values[past], after.data.values[past])
-    # The stamp is that of the newest sample: the next one already knows.
+    # The stamp is that of the newest sample: the next one is already changed.
     assert (before.data.values[~past] != after.data.values[~past]).any(axis=1).all()
 
 
@@ -221,10 +224,10 @@ def test_the_recorded_group_delay_is_the_one_a_cross_correlation_measures(
         )
         measured = features.data.values[:, 0].astype(float)
         truth = np.interp(features.time_s, t, shape**2)
-    (said,) = record_of(features)["bands"]
-    assert said["name"] == name
+    (band,) = record_of(features)["bands"]
+    assert band["name"] == name
     measured_s = delay_by_correlation(truth, measured, 1e-3)
-    assert said["group_delay_s"] == pytest.approx(measured_s, rel=0.06, abs=1e-3)
+    assert band["group_delay_s"] == pytest.approx(measured_s, rel=0.06, abs=1e-3)
 
 
 @pytest.mark.parametrize(("lo", "hi", "at"), [(0, 5, 2.5), (13, 30, 19.7), (70, 150, 100)])
@@ -236,7 +239,7 @@ def test_the_group_delay_agrees_with_scipy(lo: float, hi: float, at: float) -> N
     assert _group_delay(sos, at, RATE_HZ) == pytest.approx(by_scipy, rel=1e-4)
 
 
-def test_a_band_above_what_the_sampling_rate_carries_is_left_out_and_said() -> None:
+def test_a_band_above_what_the_sampling_rate_carries_is_left_out_and_recorded() -> None:
     features = lfp_features(lfp(noise(3000, 2, seed=8), rate_hz=200))
     assert features.channels == [f"channel{c} {b}" for c in range(2) for b in ("lmp", "beta", "gamma")]
     record = record_of(features)
@@ -247,7 +250,7 @@ def test_a_band_above_what_the_sampling_rate_carries_is_left_out_and_said() -> N
 
 
 def test_no_band_left_is_an_error_that_names_the_lowest() -> None:
-    with pytest.raises(NeurofuseError, match=r"8 samples a second.*'lmp', up to 5 Hz.*below 3.6 Hz"):
+    with pytest.raises(NeurofuseError, match=r"8 samples per second.*'lmp', up to 5 Hz.*below 3.6 Hz"):
         lfp_features(lfp(noise(100, 1, seed=9), rate_hz=8))
 
 
@@ -394,7 +397,7 @@ def test_resampling_to_a_higher_rate_interpolates_and_is_refused_causally() -> N
     np.testing.assert_allclose(
         out.data.values[500:-500, 0], np.sin(2 * np.pi * 10 * out.time_s[500:-500]), atol=1e-3
     )
-    with pytest.raises(NeurofuseError, match="causally; ask for a lower rate, or causal=False"):
+    with pytest.raises(NeurofuseError, match="causally; give a lower rate, or causal=False"):
         resample(signal, 2500, causal=True)
     with pytest.raises(NeurofuseError, match="bin the spikes again"):
         resample(replace(signal, kind="counts", data=abs(signal.data)), 500)
@@ -428,3 +431,35 @@ def test_five_minutes_of_sixteen_channels_take_less_than_two_seconds() -> None:
     started = perf_counter()
     lfp_features(signal, config=FeatureConfig(line_hz=50))
     assert perf_counter() - started < 2
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_broadband_is_brought_down_and_loses_its_bad_channels(causal) -> None:
+    values = noise(9_000, 7, seed=21).astype(np.float32)
+    values[:, 4] = 1.0
+    broadband = lfp(values, rate_hz=5000.0)
+    signal, quality = clean_lfp(broadband, causal=causal)
+    slow = resample(broadband, 1000, causal=causal)
+    assert signal.rate_hz == pytest.approx(1000)
+    assert signal.data.identical(slow.select([0, 1, 2, 3, 5, 6]).data)
+    assert quality.equals(channel_quality(slow))
+    assert list(np.flatnonzero(quality["bad"])) == [4]
+    kept, _ = clean_lfp(broadband, causal=causal, keep={"channel4", "channel1", "elsewhere"})
+    assert kept.channels == ["channel1", "channel4"]
+
+
+def test_lfp_at_its_own_rate_is_returned_as_it_is() -> None:
+    signal = lfp(noise(5_000, 4, seed=22), rate_hz=2500.0)
+    assert clean_lfp(signal, causal=True)[0] is signal
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_channels_are_resampled_one_at_a_time(causal) -> None:
+    broadband = lfp(noise(30_000, 32, seed=23).astype(np.float32), rate_hz=3000.0)
+    resample(broadband, 1000, causal=causal)  # what is imported on first use does not count
+    tracemalloc.start()
+    made = resample(broadband, 1000, causal=causal)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # The result three times (parts, joined, checked) and a few channels as float64, far below all as float64.
+    assert peak < 3 * made.data.nbytes + 12 * 8 * 30_000

@@ -23,12 +23,12 @@ CONTENT = b"what the archive keeps"
 
 @pytest.fixture
 def archive(monkeypatch):
-    """All archives on this machine: answers by path; `answers` may be changed by a test."""
-    answers: dict[str, bytes | int] = {}
+    """All archives on this machine: content by path, which a test may change."""
+    content: dict[str, bytes | int] = {}
 
-    class Answer(BaseHTTPRequestHandler):
+    class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            found = answers.get(self.path.split("?")[0], 404)
+            found = content.get(self.path.split("?")[0], 404)
             self.send_response(found if isinstance(found, int) else 200)
             self.end_headers()
             if isinstance(found, bytes):
@@ -37,14 +37,14 @@ def archive(monkeypatch):
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     here = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(module, "ZENODO", f"{here}/zenodo")
     monkeypatch.setattr(module, "DANDI", f"{here}/dandi")
     monkeypatch.setattr(module, "GIN", f"{here}/gin")
     indy = RECIPES["indy"].file
-    answers["/zenodo/3854034"] = json.dumps(
+    content["/zenodo/3854034"] = json.dumps(
         {
             "files": [
                 {
@@ -55,16 +55,16 @@ def archive(monkeypatch):
             ]
         }
     ).encode()
-    answers["/zenodo/content"] = CONTENT
+    content["/zenodo/content"] = CONTENT
     maze = RECIPES["mc_maze"]
     assets = {"results": [{"path": maze.file, "asset_id": "a1"}]}
-    answers["/dandi/dandisets/000128/versions/0.220113.0400/assets/"] = json.dumps(assets).encode()
+    content["/dandi/dandisets/000128/versions/0.220113.0400/assets/"] = json.dumps(assets).encode()
     digest = {"digest": {"dandi:sha2-256": hashlib.sha256(CONTENT).hexdigest()}}
-    answers["/dandi/assets/a1/"] = json.dumps(digest).encode()
-    answers["/dandi/assets/a1/download/"] = CONTENT
+    content["/dandi/assets/a1/"] = json.dumps(digest).encode()
+    content["/dandi/assets/a1/download/"] = CONTENT
     grasp = RECIPES["i140703"]
-    answers[f"/gin/{grasp.record}/{grasp.file}"] = CONTENT
-    yield answers
+    content[f"/gin/{grasp.record}/{grasp.file}"] = CONTENT
+    yield content
     server.shutdown()
 
 
@@ -74,7 +74,7 @@ def test_a_file_is_found_in_its_archive_and_kept(archive, tmp_path, name):
     assert path.read_bytes() == CONTENT
     assert path.name == RECIPES[name].file.rsplit("/", 1)[-1]
     archive.clear()
-    assert fetch(name, folder=tmp_path) == path, "the second time nothing is asked for"
+    assert fetch(name, folder=tmp_path) == path, "the second time nothing is requested"
 
 
 @pytest.mark.parametrize(
@@ -87,10 +87,10 @@ def test_a_file_that_is_not_the_published_one_is_refused(archive, tmp_path, name
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
-def test_a_file_that_the_set_does_not_hold_is_answered_with_those_it_holds(archive, tmp_path):
+def test_a_file_that_the_set_does_not_hold_is_refused_with_those_it_holds(archive, tmp_path):
     with pytest.raises(LoadError, match=rf"no file 'indy_1999\.mat'; it has '{RECIPES['indy'].file}'"):
         fetch("indy", file="indy_1999.mat", folder=tmp_path)
-    with pytest.raises(LoadError, match=r"answers 404 for 'other.nix'; see https://gin"):
+    with pytest.raises(LoadError, match=r"returns 404 for 'other.nix'; see https://gin"):
         fetch("i140703", file="other.nix", folder=tmp_path)
 
 
@@ -106,15 +106,15 @@ def test_no_network_is_one_sentence_and_exit_code_2(monkeypatch, capsys, tmp_pat
         monkeypatch.setattr(module, place, "http://127.0.0.1:9")
     with pytest.raises(SystemExit) as stop:
         main(["fetch", name, "--out", str(tmp_path / "data")])
-    said = capsys.readouterr()
+    shown = capsys.readouterr()
     assert stop.value.code == 2
-    assert said.out == ""
-    (line,) = said.err.splitlines()
+    assert shown.out == ""
+    (line,) = shown.err.splitlines()
     assert "cannot be reached" in line
     assert f"by hand from {recipe(name).page}" in line
 
 
-def test_what_wants_an_account_says_where_to_go(tmp_path):
+def test_an_archive_with_accounts_is_refused_with_its_address(tmp_path):
     with pytest.raises(LoadError, match=r"account holders only; download it by hand from https://crcns.org"):
         fetch("hc-11-crcns", folder=tmp_path)
 
@@ -204,7 +204,7 @@ def test_units_and_axes_of_a_random_target_session_are_picked_by_name(tmp_path):
     np.testing.assert_array_equal(recording.spikes[0].trains[0], trains["S1 003 u2"])
     np.testing.assert_array_equal(recording.movement.data.values, np.stack([walk[:, 1], walk[:, 0]], axis=1))
     assert recording.movement.units == "cm"
-    with pytest.raises(LoadError, match="no LFP called 'ecog'"):
+    with pytest.raises(LoadError, match="no lfp called 'ecog'; it has none"):
         neurofuse.load(tmp_path / "indy.mat", lfp="ecog")
     info = neurofuse.info(tmp_path / "indy.mat")
     assert info.format == "random-target"
@@ -219,7 +219,7 @@ def test_units_and_axes_of_a_random_target_session_are_picked_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("name", "inside"), [("mc_maze", None), ("mc_rtt", None), ("miller-centre-out", "Velocity")]
 )
-def test_a_benchmark_session_is_read_with_what_its_recipe_says(tmp_path, name, inside):
+def test_a_benchmark_session_is_read_with_the_options_of_its_recipe(tmp_path, name, inside):
     pynwb = pytest.importorskip("pynwb")
     rng = np.random.default_rng(1)
     nwb = pynwb.NWBFile("a benchmark session", "x", datetime(2020, 1, 1, tzinfo=UTC))
@@ -228,12 +228,12 @@ def test_a_benchmark_session_is_read_with_what_its_recipe_says(tmp_path, name, i
         nwb.add_unit(spike_times=train, obs_intervals=[[0.0, 10.0]])
     behaviour = nwb.create_processing_module("behavior", "movement")
     velocity = rng.standard_normal((1000, 2))
-    wanted = dict(RECIPES[name].load)["movement"]
-    other, at_100_hz = wanted.replace("vel", "pos"), {"unit": "m/s", "rate": 100.0, "starting_time": 0.0}
+    series = dict(RECIPES[name].load)["movement"]
+    other, at_100_hz = series.replace("vel", "pos"), {"unit": "m/s", "rate": 100.0, "starting_time": 0.0}
     if inside:
         behaviour.add(
             pynwb.behavior.BehavioralTimeSeries(
-                pynwb.TimeSeries(name=wanted, data=velocity, **at_100_hz), name=inside
+                pynwb.TimeSeries(name=series, data=velocity, **at_100_hz), name=inside
             )
         )
         position = pynwb.behavior.SpatialSeries(
@@ -241,8 +241,8 @@ def test_a_benchmark_session_is_read_with_what_its_recipe_says(tmp_path, name, i
         )
         behaviour.add(pynwb.behavior.Position(position, name="Position"))
     else:
-        for series in (wanted, other):
-            behaviour.add(pynwb.TimeSeries(name=series, data=velocity, **at_100_hz))
+        for each in (series, other):
+            behaviour.add(pynwb.TimeSeries(name=each, data=velocity, **at_100_hz))
     nwb.add_trial(start_time=0.0, stop_time=5.0)
     with pynwb.NWBHDF5IO(tmp_path / "session.nwb", "w") as io:
         io.write(nwb)

@@ -13,12 +13,16 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from neurofuse.alignment.clock_map import ClockMap, Jump
+from neurofuse.alignment.result import Alignment
 from neurofuse.attention_maps import attention_scores
-from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Movement, Recording, Signal, Spikes
 from neurofuse.report.figures import (
     plot_attention,
     plot_attention_quality,
     plot_calibration,
+    plot_clock,
     plot_contribution,
     plot_decoded,
     plot_lag,
@@ -134,65 +138,65 @@ def test_another_number_of_axes_is_refused_with_the_right_one(name: str) -> None
 
 def test_no_line_crosses_a_gap() -> None:
     drawn = [
-        line(plot_decoded(make_prediction())[0], "decoded"),
+        line(plot_decoded(make_prediction())[0], "predicted"),
         line(plot_lag(make_alignment()), "posterior mean"),
-        line(plot_attention(make_alignment()), "truth"),
+        line(plot_attention(make_alignment()), "true lag"),
     ]
     for x, y in drawn:
         broken = np.flatnonzero(np.isnan(y))
         assert broken.size == 1
         assert x[broken[0] - 1] < 10 < 15 <= x[broken[0] + 1]
     # In the plane the gap is a gap too.
-    _, y = line(plot_trajectory(make_prediction()), "true")
+    _, y = line(plot_trajectory(make_prediction()), "measured")
     assert np.isnan(y).sum() == 1
 
 
 def test_windows_decoded_each_on_its_own_are_not_joined() -> None:
     prediction = make_prediction().assign_attrs(scored="per window")
-    _, y = line(plot_decoded(prediction)[0], "true")
+    _, y = line(plot_decoded(prediction)[0], "measured")
     assert np.isnan(y).sum() == 5
 
 
 def test_what_is_drawn_is_what_the_table_holds_and_labels_carry_units() -> None:
     prediction = make_prediction()
     axes = plot_decoded(prediction)
-    _, y = line(axes[1], "decoded")
+    _, y = line(axes[1], "predicted")
     np.testing.assert_array_equal(y[np.isfinite(y)], prediction["prediction"].values[:, 1])
     assert [a.get_ylabel() for a in axes] == ["x (cm)", "y (cm)"]
     assert axes[-1].get_xlabel() == "time on clock 'array' (s)"
-    assert {x.get_label() for x in axes[0].lines} == {"true", "decoded", "ridge"}
+    assert {x.get_label() for x in axes[0].lines} == {"measured", "predicted", "ridge"}
     bare = plot_decoded(make_prediction(ridge=False).assign_attrs(units=""))
-    assert {x.get_label() for x in bare[0].lines} == {"true", "decoded"}
+    assert {x.get_label() for x in bare[0].lines} == {"measured", "predicted"}
     assert bare[0].get_ylabel() == "x"
 
 
 def test_an_excerpt_shows_only_its_seconds() -> None:
-    x, _ = line(plot_decoded(make_prediction(), start_s=2, stop_s=4)[0], "true")
+    x, _ = line(plot_decoded(make_prediction(), start_s=2, stop_s=4)[0], "measured")
     assert x[0] >= 2
     assert x[-1] < 4
     with pytest.raises(NeurofuseError, match=r"holds nothing between 11 and 12 s; it covers 0 to 19.95 s"):
         plot_decoded(make_prediction(), start_s=11, stop_s=12)
 
 
-def test_one_axis_is_drawn_as_decoded_against_true() -> None:
+def test_one_axis_is_drawn_as_predicted_against_measured() -> None:
     ax = plot_trajectory(make_prediction(("force",)))
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("true force (cm)", "decoded force (cm)")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("measured force (cm)", "predicted force (cm)")
     dots = ax.lines[0]
     np.testing.assert_allclose(np.asarray(dots.get_ydata()) - np.asarray(dots.get_xdata()), 0.1)
 
 
-def test_the_lag_figure_shows_the_clock_that_was_asked_for_and_the_truth_where_it_is_known() -> None:
+def test_the_lag_figure_shows_the_clock_given_and_the_true_lag_where_it_is_known() -> None:
     alignment = make_alignment()
     alignment["true_lag_s"] = alignment["true_lag_s"].where(alignment["time"] > 5)
     ax = plot_lag(alignment, clock="imu")
     assert ax.get_ylabel() == "lag of clock 'imu' (s)"
-    x, y = line(ax, "truth")
+    x, y = line(ax, "true lag")
     known = np.isfinite(y)
     assert x[known].min() > 5
     np.testing.assert_array_equal(y[known], alignment["true_lag_s"].sel(clock="imu").dropna("time").values)
     nowhere = make_alignment(truth=False)
-    assert "truth" not in [x.get_label() for x in plot_lag(nowhere).lines]
-    assert "truth" not in [x.get_label() for x in plot_attention(nowhere).lines]
+    assert "true lag" not in [x.get_label() for x in plot_lag(nowhere).lines]
+    assert "true lag" not in [x.get_label() for x in plot_attention(nowhere).lines]
 
 
 def test_the_attention_map_puts_every_posterior_at_its_time_and_lag_and_leaves_the_gap_empty() -> None:
@@ -208,7 +212,7 @@ def test_the_attention_map_puts_every_posterior_at_its_time_and_lag_and_leaves_t
     column_s = left + (np.arange(400) + 0.5) * STEP_S
     np.testing.assert_allclose(column_s[filled], TIME_S, atol=1e-9)
     np.testing.assert_allclose(grid[:, filled].T, alignment["posterior"].sel(clock="imu").values, rtol=1e-6)
-    assert any("probability per 25 ms of lag" in w for w in words(ax))
+    assert any("probability per\n25 ms of lag" in w for w in words(ax))
 
 
 def test_a_posterior_of_many_hours_is_averaged_down_to_what_a_page_can_show() -> None:
@@ -228,7 +232,7 @@ def test_a_posterior_of_many_hours_is_averaged_down_to_what_a_page_can_show() ->
 def test_a_clock_that_is_not_there_is_refused_with_those_that_are() -> None:
     with pytest.raises(NeurofuseError, match=r"no clock 'emg'; it has \['lfp', 'imu'\]"):
         plot_lag(make_alignment(), clock="emg")
-    with pytest.raises(NeurofuseError, match="the alignment table has no clock; a lag needs a clock beside"):
+    with pytest.raises(NeurofuseError, match="the alignment table has no clock; a lag needs a second clock"):
         plot_attention(make_alignment().isel(clock=[]))
     with pytest.raises(NeurofuseError, match=r"alignment table lacks 'posterior'; it has \['clock'"):
         plot_attention(make_alignment().drop_vars("posterior"))
@@ -255,7 +259,7 @@ def test_score_bars_are_as_high_as_the_scores_and_a_missing_one_is_a_dash() -> N
         plot_scores({"r2_mean": 0.1})
 
 
-def test_training_shows_every_epoch_and_nothing_to_show_is_an_error() -> None:
+def test_training_shows_every_check_and_nothing_to_show_is_an_error() -> None:
     x, y = line(plot_training({"train": [1.0, None, 0.25], "validation": []}), "train")
     assert x.tolist() == [1, 2, 3]
     np.testing.assert_array_equal(y, [1, np.nan, 0.25])
@@ -263,7 +267,7 @@ def test_training_shows_every_epoch_and_nothing_to_show_is_an_error() -> None:
         plot_training({"train": []})
 
 
-def test_the_recording_figure_has_a_panel_a_stream_on_its_own_clock() -> None:
+def test_the_recording_figure_has_a_panel_per_stream_on_its_own_clock() -> None:
     axes = plot_recording(make_recording(), start_s=1, stop_s=6)
     assert [a.get_title(loc="left") for a in axes] == [
         "units (spikes) on clock 'array'",
@@ -359,35 +363,35 @@ def make_attention(*, truth: bool = True) -> xr.Dataset:
     )
 
 
-def test_one_window_of_attention_is_drawn_with_the_truth_on_top() -> None:
+def test_one_window_of_attention_is_drawn_with_the_true_lag_on_top() -> None:
     table = make_attention()
     ax = plot_window_attention(table, window=-1, clock="imu")
     (image,) = ax.images
     np.testing.assert_allclose(image.get_array(), table["posterior"].sel(clock="imu")[3].values.T, atol=1e-6)
-    np.testing.assert_allclose(line(ax, "truth")[1], table["true_lag_s"].sel(clock="imu")[3])
+    np.testing.assert_allclose(line(ax, "true lag")[1], table["true_lag_s"].sel(clock="imu")[3])
     assert ax.get_title(loc="left") == "window 3"
-    assert "truth" not in plot_window_attention(make_attention(truth=False)).get_legend_handles_labels()[1]
+    assert "true lag" not in plot_window_attention(make_attention(truth=False)).get_legend_handles_labels()[1]
     with pytest.raises(NeurofuseError, match="there is no window 4; the table has 4"):
         plot_window_attention(table, window=4)
     with pytest.raises(NeurofuseError, match=r"no windows to draw one of; give one from attention\(\)"):
         plot_window_attention(make_alignment())
 
 
-def test_spotlight_bars_are_the_scores() -> None:
+def test_attention_bars_are_the_scores() -> None:
     scores = attention_scores(make_alignment())
     shares, rates = plot_attention_quality(scores)
     drawn = [bar.get_width() for bar in shares.patches]
-    wanted = [
+    expected = [
         float(scores[v][k])
         for k in range(2)
         for v in ("mass_on_truth", "anomaly_rate", "calibration_error", "relative_entropy")
     ]
-    np.testing.assert_allclose(drawn, wanted)
+    np.testing.assert_allclose(drawn, expected)
     np.testing.assert_allclose([bar.get_width() for bar in rates.patches][:2], [scores["flicker"][0], 0])
     assert "(1/s)" in rates.get_xlabel()
     blind = plot_attention_quality(attention_scores(make_alignment(truth=False)))
     assert [t.get_text() for t in blind[0].get_yticklabels()] == ["entropy / log L"]
-    with pytest.raises(NeurofuseError, match="holds no scores of a spotlight"):
+    with pytest.raises(NeurofuseError, match="holds no scores of attention"):
         plot_attention_quality(make_alignment())
 
 
@@ -403,14 +407,14 @@ def test_calibration_shows_every_filled_bin_and_every_level() -> None:
 
 
 def make_contribution(n_parts: int = 3) -> xr.Dataset:
-    lost = np.linspace(1.9, -0.001, 2 * n_parts).reshape(n_parts, 2)
+    drop = np.linspace(1.9, -0.001, 2 * n_parts).reshape(n_parts, 2)
     return xr.Dataset(
-        {"r2": ("axis", [0.9, 0.8]), "contribution": (("part", "axis"), lost)},
+        {"r2": ("axis", [0.9, 0.8]), "contribution": (("part", "axis"), drop)},
         coords={"part": [f"$p{k}" for k in range(n_parts)], "axis": ["x", "_y"]},
     )
 
 
-def test_contribution_bars_are_the_loss_and_the_longest_are_cut() -> None:
+def test_contribution_bars_are_the_drop_in_r2_and_the_longest_are_cut() -> None:
     table = make_contribution()
     ax = plot_contribution(table)
     np.testing.assert_allclose(
@@ -424,6 +428,46 @@ def test_contribution_bars_are_the_loss_and_the_longest_are_cut() -> None:
     many = plot_contribution(make_contribution(40).isel(part=slice(None, None, -1)))
     assert len(many.get_yticklabels()) == 16
     assert many.get_yticklabels()[0].get_text() == r"\$p0"
-    assert many.get_title(loc="left") == "16 of 40"
+    assert many.get_title(loc="left") == "16 of 40 parts"
     with pytest.raises(NeurofuseError, match="holds no 'contribution'"):
         plot_contribution(make_alignment())
+
+
+def make_clock() -> Alignment:
+    """A clock that lags by 50 ms, with one jump, whose posterior lies 10 ms off and is not confirmed at the end."""
+    table = make_alignment(("imu",), truth=False).drop_vars("lag_path_s")
+    flat = {
+        v: table[v] * 0 + 0.06 + d for v, d in (("lag_mean_s", 0), ("lag_q05_s", -0.02), ("lag_q95_s", 0.02))
+    }
+    confirmed = (TIME_S < 15).astype(float)[None]
+    table = table.assign(flat).assign(
+        fitted_lag_s=(("clock", "time"), np.full((1, TIME_S.size), 0.05)),
+        p_matched=(("clock", "time"), 0.1 + 0.8 * confirmed),
+        trusted=(("clock", "time"), confirmed),
+    )
+    return Alignment(
+        "array", "imu", "aligned", "'imu' aligned to 'array' to +-3.0 ms", ClockMap.constant(0.05, 0, 20),
+        "piecewise", "ridge", (0.05, 0.049, 0.051), (30.0, 29.0, 31.0), (Jump(5.0, 4.5, 5.5, 0.08, 0.079, 0.081),),
+        0.003, table, {},
+    )  # fmt: skip
+
+
+def test_the_clock_figure_shows_the_residual_the_match_and_what_is_not_confirmed() -> None:
+    top, residual, matched = plot_clock(make_clock(), truth_s=(TIME_S, np.full(TIME_S.size, 0.07)))
+    _, y = line(residual, "posterior mean")
+    np.testing.assert_allclose(y[np.isfinite(y)], 10)
+    np.testing.assert_allclose(line(residual, "true lag")[1], 20)
+    np.testing.assert_allclose(line(top, "fitted clock")[1], 0.05)
+    _, y = line(matched, "streams match")
+    np.testing.assert_allclose(y[np.isfinite(y)], np.where(TIME_S < 15, 0.9, 0.1))
+    assert [t.get_text() for t in matched.texts] == ["+80 ms"]
+    (hatched,) = [p for p in matched.patches if p.get_label() == "clock not confirmed"]
+    assert hatched.get_x() == pytest.approx(15 - STEP_S / 2)
+    assert residual.get_ylabel() == "lag minus\nfitted clock (ms)"
+
+
+def test_title_and_legend_of_the_clock_figure_do_not_overlap() -> None:
+    top = plot_clock(make_clock(), truth_s=(TIME_S, np.full(TIME_S.size, 0.07)))[0]
+    top.figure.draw_without_rendering()
+    assert top.get_title(loc="left").endswith("skew +30.0 ppm, 1 jump")
+    assert not top._left_title.get_window_extent().overlaps(top.get_legend().get_window_extent())

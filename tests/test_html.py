@@ -14,8 +14,9 @@ from neurofuse.alignment.align import Alignment
 from neurofuse.alignment.clock_map import ClockMap, Jump
 from neurofuse.decode import DecodeConfig, decode_recording
 from neurofuse.decoders.registry import make_decoder
+from neurofuse.errors import NeurofuseError
 from neurofuse.html import Drawn, card, coverage, trace
-from neurofuse.recording import NeurofuseError, Recording, Spikes
+from neurofuse.recording import Recording, Spikes
 from neurofuse.report.study_table import open_study
 
 HOSTILE = "<script>alert('x')</script>"
@@ -99,7 +100,7 @@ def test_an_alignment_shows_its_clock_and_jumps():
     found = Alignment(
         "a", "b", "aligned", "aligned to +-3 ms", ClockMap.constant(0.2, 0, 10), "piecewise", "learned",
         (0.2, 0.199, 0.201), (30.0, 29.0, 31.0),
-        (Jump(5.0, 4.5, 5.5, 0.08, 0.079, 0.081),), 0.003, lag, {}, ("look here",),
+        (Jump(5.0, 4.5, 5.5, 0.08, 0.079, 0.081),), 0.003, lag, {}, ("few jumps",),
     )  # fmt: skip
     text = plain(found._repr_html_())
     for word in (
@@ -108,7 +109,7 @@ def test_an_alignment_shows_its_clock_and_jumps():
         "30 ppm (29 to 31)",
         "80",
         "79.0 and 81.0",
-        "look here",
+        "few jumps",
         "100 % of",
     ):
         assert word in text
@@ -143,7 +144,7 @@ def study() -> xr.Dataset:
     )  # fmt: skip
 
 
-def test_a_study_answers_with_frames_curves_and_thresholds(study):
+def test_a_study_has_frames_curves_and_thresholds(study):
     assert neurofuse.run_study
     frame = study.study.frame()
     assert len(frame) == 4 * 9 * 5 - 1, "the cell that failed is left out"

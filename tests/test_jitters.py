@@ -1,6 +1,9 @@
-"""One contract for every jitter, and each of them does what its formula says."""
+"""One contract for every jitter, and each of them acts as its formula predicts."""
 
 import json
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import Distribution, EntryPoint
 
 import numpy as np
 import pandas as pd
@@ -9,23 +12,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from neurofuse.jitters.jitter import Chain, compose
-from neurofuse.jitters.kinds import JITTERS, make_jitter, parse_jitter
+from neurofuse import extensions
+from neurofuse.errors import NeurofuseError, RecordingError
+from neurofuse.jitters import kinds
+from neurofuse.jitters.jitter import Chain, Jitter, JitterResult, LagTruth, Moved, compose
+from neurofuse.jitters.kinds import (
+    JITTERS,
+    find_jitter,
+    is_lag,
+    make_jitter,
+    parse_jitter,
+    parse_lag,
+    register_jitter,
+    registered_jitters,
+)
 from neurofuse.jitters.lag_laws import (
-    LAWS,
+    AnyLag,
     Diffusion,
     Hops,
     Jumps,
-    LagTruth,
+    LagJitter,
     OffsetSkew,
     Sinusoid,
     Skew,
     Walk,
+    Wander,
     Warp,
+    WindowLag,
 )
 from neurofuse.jitters.lfp import band_std
-from neurofuse.jitters.spikes import hold_inside, rebin, unbin
-from neurofuse.recording import Movement, NeurofuseError, Recording, RecordingError, Signal, Spikes
+from neurofuse.jitters.spikes import keep_inside, rebin, unbin
+from neurofuse.recording import Movement, Recording, Signal, Spikes
 
 # A level of each kind that does something visible to a recording of 40 s.
 LEVEL = {
@@ -52,7 +69,7 @@ LEVEL = {
     "sinusoid": 0.1,
     "warp": 0.1,
     "wander": 0.1,
-    "roam": 0.2,
+    "any": 0.2,
     "drop-hidden": 0.01,
     "drop-marked": 0.05,
     "filter-delay": 0.02,
@@ -63,8 +80,8 @@ LEVEL = {
     "artefact": 5.0,
     "saturate": 0.7,
 }
-KINDS = list(JITTERS)
-LAG_KINDS = [k for k in KINDS if k in LAWS]
+KINDS = [k for k in JITTERS if k != "none"]
+LAG_KINDS = [k for k in KINDS if is_lag(k)]
 TIMING = [
     "spike",
     "spike-uniform",
@@ -137,13 +154,15 @@ def poisson(rate_hz: float = 50.0, n_units: int = 40, stop_s: float = 200.0) -> 
 # ---- the contract
 
 
-def test_every_kind_is_tested_and_told():
-    assert set(LEVEL) == set(JITTERS)
-    for kind, entry in JITTERS.items():
-        assert entry.kind == kind
-        assert entry.unit in ("s", "1", "ppm", "s^2/s")
-        assert entry.acts_on in ("spikes", "lfp", "clock")
-        assert "level" in entry.says
+def test_every_kind_is_tested_and_described():
+    assert set(LEVEL) == set(KINDS)
+    for kind, jitter in JITTERS.items():
+        assert jitter.kind == kind
+        assert jitter.unit in ("s", "1", "ppm", "s^2/s")
+        assert jitter.acts_on in ("spikes", "lfp", "clock")
+        assert "level" in jitter.description
+        assert is_lag(kind) == issubclass(jitter, LagJitter)
+    for kind in KINDS:
         assert parse_jitter(f"{kind}:0.5").level == 0.5
 
 
@@ -164,13 +183,13 @@ def test_a_jitter_returns_a_new_recording_and_the_truth_and_leaves_the_old_one_a
     assert after.provenance[-1].endswith(f"jittered by {jitter}")
     assert (truth.kind, truth.level, truth.unit) == (kind, LEVEL[kind], JITTERS[kind].unit)
     assert truth.edge
-    assert set(truth.parameters) == set(JITTERS[kind].settings)
+    assert set(truth.parameters) == set(JITTERS[kind].settings())
     json.dumps(truth.as_dict())
     assert (truth.clock is not None) == (JITTERS[kind].acts_on == "clock" and kind != "drop-marked")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_seed_does_the_same_and_the_truth_can_do_it_again(both, kind):
+def test_one_seed_repeats_a_jitter_and_so_does_the_seed_in_the_truth(both, kind):
     jitter = make_jitter(kind, LEVEL[kind])
     first, truth = jitter.jitter(both, rng=rng(1))
     again, _ = jitter.jitter(both, rng=rng(1))
@@ -208,7 +227,7 @@ def test_level_zero_changes_nothing(both, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_truth_says_where_every_event_went(both, kind):
+def test_the_truth_has_the_displacement_and_origin_of_every_event(both, kind):
     after, truth = make_jitter(kind, LEVEL[kind]).jitter(both, rng=rng())
     for name, moved in truth.moved.items():
         was, now = both[name], after[name]
@@ -229,13 +248,13 @@ def test_the_truth_says_where_every_event_went(both, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_map_of_time_runs_both_ways(both, kind):
+def test_the_map_of_time_has_an_inverse(both, kind):
     _, truth = make_jitter(kind, LEVEL[kind]).jitter(both, rng=rng())
     t = np.sort(rng(5).uniform(1, 39, 400))
-    there = truth.forward(t)
-    # Where two moments share a stamp either may come back; having come back, it must go there again.
-    back = truth.backward(there)
-    np.testing.assert_allclose(truth.forward(back), there, atol=1e-6)
+    after_s = truth.forward(t)
+    # Where two moments share a stamp either is an inverse; its stamp must be the same one.
+    back = truth.backward(after_s)
+    np.testing.assert_allclose(truth.forward(back), after_s, atol=1e-6)
     if kind in ("offset", "skew", "offset-skew", "sinusoid", "warp", "filter-delay", "drop-marked"):
         np.testing.assert_allclose(back, t, atol=1e-6 if kind in ("offset", "filter-delay") else 6e-3)
     if "units" not in truth.streams:
@@ -266,16 +285,16 @@ def test_a_jitter_reads_back_as_it_is_written(kind):
 @pytest.mark.parametrize("second", KINDS)
 def test_a_jitter_added_later_leaves_the_draws_of_the_first(both, second):
     first = parse_jitter("spike:0.02:stream=units")
-    alone, _ = first.jitter(both, rng=rng(4))
+    first_only, _ = first.jitter(both, rng=rng(4))
     chain = first | make_jitter(second, LEVEL[second])
     assert isinstance(chain, Chain)
     after, truth = chain.jitter(both, rng=rng(4))
-    middle, told = truth.parts[0].jitter.jitter(both, rng=rng(4))
-    assert same(alone, middle)
+    middle, first_truth = truth.parts[0].jitter.jitter(both, rng=rng(4))
+    assert same(first_only, middle)
     last, _ = truth.parts[1].jitter.jitter(middle, rng=truth.parts[1].seed.generator())
     assert same(after, last)
     assert parse_jitter(str(chain)) == chain == compose([first, make_jitter(second, LEVEL[second])])
-    np.testing.assert_array_equal(told.moved["units"].source, truth.parts[0].moved["units"].source)
+    np.testing.assert_array_equal(first_truth.moved["units"].source, truth.parts[0].moved["units"].source)
     json.dumps(truth.as_dict())
     assert len(after.provenance) == len(both.provenance) + 2
 
@@ -344,7 +363,7 @@ def test_samples_are_followed_through_a_chain_too(both):
     )
 
 
-def test_jitters_compose_from_lists_and_only_from_something(both):
+def test_jitters_compose_from_lists_and_not_from_nothing(both):
     a, b, c = (parse_jitter(x) for x in ("spike:0.01", "delete:0.1", "noise:1"))
     assert a | [b, c] == a | b | c == compose([a | b, c])
     assert compose([a]) is a
@@ -356,17 +375,22 @@ def test_jitters_compose_from_lists_and_only_from_something(both):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("shake:1", "unknown jitter 'shake' in 'shake:1'; choose one of spike, "),
-        ("spike", r"jitter 'spike' has no level; write spike:LEVEL with a number in s \(every spike"),
+        (
+            "spike",
+            r"jitter 'spike' has no level; write spike:LEVEL with a number in s, such as spike:0.3 \(every spike",
+        ),
         ("spike:much", "has no level; write spike:LEVEL"),
-        ("spike:-0.1", "'spike': the level is a size in s and cannot be -0.1; give zero or more"),
-        ("walk:-1", "'walk': the level is a size in s and cannot be -1"),
-        ("spike:nan", "cannot be nan"),
-        ("skew:inf", "cannot be inf"),
+        ("spike:-0.1", "'spike:-0.1': the level is a size in s and cannot be negative; give zero or more"),
+        ("walk:-1", "'walk:-1': the level is a size in s and cannot be negative"),
+        ("delete", r"write delete:LEVEL with a number, such as delete:0.2 \(spikes are missed"),
+        ("spike:nan", r"write spike:LEVEL with a number in s, such as spike:0.3"),
+        ("skew:inf", r"write skew:LEVEL with a number in ppm, such as skew:30"),
+        ("none:1", "'none' has no level, got 1; write none"),
         ("delete:1.5", "'delete': the level is a share and cannot be 1.5; give 0 to 1"),
-        ("drop-hidden:1", "loses a share below 1"),
+        ("drop-hidden:1", "must be a share below 1 and burst_s longer than 0 s, got 1 and 0.01 s"),
         ("spike:0.1:edge=bounce", "the edge must be reflect, wrap or drop, got 'bounce'"),
         ("spike:0.1:colour=red", "'spike' has no setting 'colour'; it has stream, edge"),
         ("spike:0.1:drop", "'drop' is no setting; write name=value"),
@@ -374,15 +398,33 @@ def test_jitters_compose_from_lists_and_only_from_something(both):
         ("noise:1:hi_hz=0", "the band must run from 0 or more up to something higher"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_sentence(text, said):
-    with pytest.raises(NeurofuseError, match=said):
+def test_a_text_that_is_no_jitter_is_refused_in_one_sentence(text, message):
+    with pytest.raises(NeurofuseError, match=message):
         parse_jitter(text)
+
+
+@pytest.mark.parametrize("level", [np.nan, np.inf])
+def test_a_level_must_be_finite(level):
+    for kind in ("spike", "skew"):
+        with pytest.raises(NeurofuseError, match=f"'{kind}:{level:g}': the level must be a finite number"):
+            make_jitter(kind, level)
+
+
+def test_only_lag_laws_are_read_where_a_lag_law_is_needed():
+    assert parse_lag("walk:0.2:return_s=5") == Walk(0.2, return_s=5.0)
+    for text in ("spike:0.1", "lag:0.1 | spike:0.1", "drop-hidden:0.01"):
+        with pytest.raises(NeurofuseError, match="is no lag law; choose one of none, lag, offset, skew"):
+            parse_lag(text)
+    with pytest.raises(
+        NeurofuseError, match="unknown jitter 'drift' in 'drift:1'; choose one of none, lag, offset, skew"
+    ):
+        parse_lag("drift:1")
 
 
 def test_what_a_recording_lacks_is_named(both):
     units, fields = both["units"], both["lfp"]
     only_spikes, only_lfp = Recording("s", "array", (units,)), Recording("f", "logger", (fields,))
-    for text, recording, said in [
+    for text, recording, message in [
         ("spike:0.1", only_lfp, r"recording 'f' has no spikes or counts for jitter 'spike'.*lfp \(lfp\)"),
         ("noise:1", only_spikes, "no LFP and no stream off the reference clock.*split_units"),
         ("propagation:0.1", only_spikes, "has no LFP for jitter 'propagation'"),
@@ -394,10 +436,14 @@ def test_what_a_recording_lacks_is_named(both):
         ("filter-delay:0.1:stream=units", both, "acts on LFP, but 'units' holds spikes"),
         ("spike:0.1:stream=none", both, "has no stream 'none'"),
         ("mislabel:0.1", Recording("s", "array", (units.select([0]),)), "needs two units to confuse"),
-        ("propagation:100", both, "would leave nothing of 'lfp'"),
-        ("line:1:line_hz=500", both, "a line at 500 Hz cannot be heard in 'lfp', sampled at 200 Hz"),
+        ("propagation:100", both, "would leave no sample of 'lfp'"),
+        (
+            "line:1:line_hz=500",
+            both,
+            "line noise at 500 Hz cannot be represented in 'lfp', sampled at 200 Hz",
+        ),
     ]:
-        with pytest.raises(NeurofuseError, match=said):
+        with pytest.raises(NeurofuseError, match=message):
             parse_jitter(text).jitter(recording, rng=rng())
     half = Signal.from_array(
         rng().uniform(0, 1, (100, 2)), clock="array", rate_hz=10, kind="counts", name="soft"
@@ -463,7 +509,7 @@ def test_phase_locking_falls_by_phi(text, n_units, f_hz):
         ("spike-laplace", stats.laplace(scale=0.02 / np.sqrt(2))),
     ],
 )
-def test_displacements_have_the_distribution_they_say(kind, law):
+def test_displacements_have_the_stated_distribution(kind, law):
     recording = poisson()
     _, truth = make_jitter(kind, 0.02).jitter(recording, rng=rng(1))
     t, moved_s = recording["units"].times_s, truth.moved["units"].displacement_s
@@ -499,14 +545,14 @@ def test_displacements_are_those_of_elephants_surrogates(kind):
         return parse_jitter(text).jitter(Recording("r", "c", (units,)), rng=rng(6))[0]["units"].times_s
 
     # Far apart, so that who went where is known.
-    alone = np.arange(4000) + rng(1).uniform(0.3, 0.7, 4000)
-    assert stats.ks_2samp(surrogate(alone, 4000.0) - alone, ours(alone, 4000.0) - alone).pvalue > 1e-3
+    sparse = np.arange(4000) + rng(1).uniform(0.3, 0.7, 4000)
+    assert stats.ks_2samp(surrogate(sparse, 4000.0) - sparse, ours(sparse, 4000.0) - sparse).pvalue > 1e-3
     if kind == "spike-ordered":  # close together elephant's rule is another one
         return
     dense = np.sort(rng(2).uniform(0, 500, 5000))
-    theirs, mine = surrogate(dense, 500.0), ours(dense, 500.0)
-    assert stats.ks_2samp(np.diff(theirs), np.diff(mine)).pvalue > 1e-3
-    assert abs(theirs.size - mine.size) <= 8
+    theirs, own = surrogate(dense, 500.0), ours(dense, 500.0)
+    assert stats.ks_2samp(np.diff(theirs), np.diff(own)).pvalue > 1e-3
+    assert abs(theirs.size - own.size) <= 8
 
 
 @pytest.mark.parametrize("edge", ["reflect", "wrap", "drop"])
@@ -532,23 +578,23 @@ def test_edges_are_as_stated(both, kind, edge):
     edge=st.sampled_from(["reflect", "wrap"]),
 )
 @settings(max_examples=80, deadline=None)
-def test_what_is_held_inside_is_inside_and_what_was_inside_stays(old, step, edge):
+def test_spikes_kept_inside_are_inside_and_those_that_were_inside_stay(old, step, edge):
     support = np.array([[0.0, 4.0], [6.0, 10.0]])
     old_s = np.sort([t for t in old if t <= 4 or t >= 6])
     new_s = old_s + step
-    wanted = new_s.copy()
-    assert hold_inside(old_s, new_s, support, edge) is None
+    target_s = new_s.copy()
+    assert keep_inside(old_s, new_s, support, edge) is None
     lo = np.where(old_s < 5, 0.0, 6.0)
     assert ((new_s >= lo) & (new_s <= lo + 4)).all()
-    fine = (wanted >= lo) & (wanted <= lo + 4)
-    np.testing.assert_array_equal(new_s[fine], wanted[fine])
-    for t, want, start in zip(new_s, wanted, lo, strict=True):  # walked by hand
-        while not start <= want <= start + 4:
+    fine = (target_s >= lo) & (target_s <= lo + 4)
+    np.testing.assert_array_equal(new_s[fine], target_s[fine])
+    for t, goal, start in zip(new_s, target_s, lo, strict=True):  # step by step
+        while not start <= goal <= start + 4:
             if edge == "wrap":
-                want += 4 if want < start else -4
+                goal += 4 if goal < start else -4
             else:
-                want = 2 * start - want if want < start else 2 * (start + 4) - want
-        assert min(abs(t - want), abs(abs(t - want) - 4) if edge == "wrap" else 9) < 1e-9
+                goal = 2 * start - goal if goal < start else 2 * (start + 4) - goal
+        assert min(abs(t - goal), abs(abs(t - goal) - 4) if edge == "wrap" else 9) < 1e-9
 
 
 @given(
@@ -557,7 +603,7 @@ def test_what_is_held_inside_is_inside_and_what_was_inside_stays(old, step, edge
     kind=st.sampled_from([k for k in KINDS if JITTERS[k].acts_on == "spikes"]),
 )
 @settings(max_examples=60, deadline=None)
-def test_spikes_are_only_lost_or_won_by_jitters_that_say_so(seed, level, kind):
+def test_only_the_jitters_that_remove_or_add_spikes_change_their_number(seed, level, kind):
     trains = [np.sort(rng(seed + k).uniform(0, 5, 30)) for k in range(3)]
     units = Spikes.from_trains(trains, clock="c", name="units", support=[[0, 5]])
     after, _ = make_jitter(kind, level).jitter(Recording("r", "c", (units,)), rng=rng(seed))
@@ -643,21 +689,21 @@ def test_a_mislabelled_spike_goes_to_the_one_unit_its_own_is_confused_with():
     assert sorted(partner) == list(range(40))
 
 
-def test_a_dead_time_is_the_loop_that_everybody_would_write():
+def test_a_dead_time_equals_a_plain_loop_over_spikes():
     recording = poisson(rate_hz=80.0, n_units=3, stop_s=50.0)
     after, _ = make_jitter("dead-time", 0.02).jitter(recording, rng=rng())
     for was, now in zip(recording["units"].trains, after["units"].trains, strict=True):
-        seen, last = [], -np.inf
+        recorded, last = [], -np.inf
         for t in was:
             if t - last >= 0.02:
-                seen.append(t)
+                recorded.append(t)
                 last = t
-        np.testing.assert_array_equal(now, seen)
+        np.testing.assert_array_equal(now, recorded)
     n = sum(len(x) for x in after["units"].trains)
     assert n / 150 == pytest.approx(80 / (1 + 80 * 0.02), rel=0.03)
 
 
-def test_dropped_units_are_silent_from_when_they_were_dropped():
+def test_dropped_units_have_no_spikes_after_they_were_dropped():
     recording = poisson()
     after, truth = make_jitter("drop-unit", 0.25, after=0.5).jitter(recording, rng=rng())
     lost = truth.realised["units: units"]
@@ -673,7 +719,7 @@ def test_dropped_units_are_silent_from_when_they_were_dropped():
 
 @given(seed=st.integers(0, 10**6), rate_hz=st.sampled_from([20.0, 100.0, 30.0]))
 @settings(max_examples=30, deadline=None)
-def test_counts_taken_apart_and_counted_again_are_the_same(seed, rate_hz):
+def test_counts_turned_into_spikes_and_counted_again_are_the_same(seed, rate_hz):
     values = rng(seed).poisson(1.5, (50, 3))
     counts = Signal.from_array(values, clock="c", rate_hz=rate_hz, kind="counts", start_s=3.3)
     spikes = unbin(counts, rng=rng(seed))
@@ -687,21 +733,21 @@ def test_jittered_counts_spread_as_the_jittered_spikes_would():
     counts = Signal.from_array(values, clock="c", rate_hz=20, kind="counts", name="n")
     recording = Recording("r", "c", (counts,))
     after, _ = parse_jitter("spike:0.04").jitter(recording, rng=rng())
-    seen = after["n"].data.values
-    assert seen.sum() == 200000
-    assert not seen[:, 1].any()
+    spread = after["n"].data.values
+    assert spread.sum() == 200000
+    assert not spread[:, 1].any()
     edges = counts.time_s - 1.0
     place = np.linspace(0, 0.05, 2001)[:-1] + 0.0000125
     expected = [
         np.diff(stats.norm.cdf([a - place, a + 0.05 - place], scale=0.04), axis=0).mean() for a in edges
     ]
-    np.testing.assert_allclose(seen[:, 0] / 200000, expected, atol=5 / np.sqrt(200000))
+    np.testing.assert_allclose(spread[:, 0] / 200000, expected, atol=5 / np.sqrt(200000))
 
 
 # ---- lags
 
 
-def seen_phi(lag_s: np.ndarray, f_hz: float) -> float:
+def measured_phi(lag_s: np.ndarray, f_hz: float) -> float:
     """Share of the amplitude that is left on average over draws (rows) and moments (columns)."""
     return abs(np.exp(2j * np.pi * f_hz * lag_s).mean())
 
@@ -719,9 +765,9 @@ def seen_phi(lag_s: np.ndarray, f_hz: float) -> float:
         Hops(0.08, rate_hz=0.4),
         Sinusoid(0.15),
         Warp(0.06),
-        LAWS["wander"](0.05),
-        LAWS["roam"](0.2),
-        LAWS["lag"](0.06),
+        Wander(0.05),
+        AnyLag(0.2),
+        WindowLag(0.06),
     ],
     ids=str,
 )
@@ -730,7 +776,7 @@ def test_phi_of_a_lag_law_is_that_of_its_draws(law, f_hz):
     time_s = np.arange(0, span_s, 0.05) + 0.025
     lag_s = np.array([law.draw(time_s, rng=r) for r in rng(7).spawn(n)])
     # Draws of 10 s hold at least one independent lag each; the mean of n phasors is off by less than 1 / sqrt(2 n).
-    assert seen_phi(lag_s, f_hz) == pytest.approx(
+    assert measured_phi(lag_s, f_hz) == pytest.approx(
         float(law.phi(f_hz, span_s=span_s)), abs=4.5 / np.sqrt(2 * n)
     )
 
@@ -742,7 +788,7 @@ def test_phi_of_hidden_drops_is_that_of_their_maps(f_hz):
     jitter = make_jitter("drop-hidden", 0.01, burst_s=0.05)
     t = np.linspace(0, 9.9, 200)
     lag_s = np.array([jitter.jitter(recording, rng=r)[1].forward(t) - t for r in rng(1).spawn(2000)])
-    assert seen_phi(lag_s, f_hz) == pytest.approx(
+    assert measured_phi(lag_s, f_hz) == pytest.approx(
         float(jitter.phi(f_hz, span_s=10.0)), abs=4.5 / np.sqrt(4000)
     )
 
@@ -770,19 +816,19 @@ def test_growing_lags_start_at_zero_grow_at_their_speed_and_stay_inside(law):
         assert lag_s[:, k].var() == pytest.approx(q * t[k], rel=0.15)
     wild = type(law)(10.0).draw(np.arange(0, 2000, 0.1), rng=rng())
     assert 0.4 < np.abs(wild).max() <= 0.5
-    # What windows see is what windows cut from such recordings would have seen.
+    # Sections have the statistics of windows cut from such recordings.
     cut = np.array([row[k : k + 20] for row, k in zip(lag_s, rng(2).integers(0, 180, 2000), strict=True)])
-    seen = law.sections(2000, 20, step_s=0.1, span_s=20.0, rng=rng(3))
-    assert seen[:, 0].std() == pytest.approx(cut[:, 0].std(), rel=0.12)
-    assert (seen[:, -1] - seen[:, 0]).std() == pytest.approx((cut[:, -1] - cut[:, 0]).std(), rel=0.15)
+    sections = law.sections(2000, 20, step_s=0.1, span_s=20.0, rng=rng(3))
+    assert sections[:, 0].std() == pytest.approx(cut[:, 0].std(), rel=0.12)
+    assert (sections[:, -1] - sections[:, 0]).std() == pytest.approx((cut[:, -1] - cut[:, 0]).std(), rel=0.15)
 
 
-def test_an_unset_clock_is_off_from_the_start():
+def test_a_clock_set_before_the_recording_has_a_lag_from_the_start():
     lag_s = OffsetSkew(50.0, set_s=1000.0).draw(np.array([10.0, 110.0]), rng=rng())
     np.testing.assert_allclose(lag_s, [0.05, 0.055])
-    seen = OffsetSkew(50.0, set_s=1000.0).sections(4000, 5, step_s=0.1, span_s=200.0, rng=rng())
-    assert np.abs(seen[:, 0]).min() >= 0.05
-    assert np.abs(seen).max() <= 0.0601
+    sections = OffsetSkew(50.0, set_s=1000.0).sections(4000, 5, step_s=0.1, span_s=200.0, rng=rng())
+    assert np.abs(sections[:, 0]).min() >= 0.05
+    assert np.abs(sections).max() <= 0.0601
 
 
 def test_a_warp_is_smooth_and_a_sinusoid_is_one():
@@ -801,7 +847,7 @@ def test_a_warp_is_smooth_and_a_sinusoid_is_one():
 
 
 @pytest.mark.parametrize("kind", LAG_KINDS)
-def test_a_lag_jitter_is_the_law_moving_the_clock(both, kind):
+def test_a_lag_jitter_moves_the_clock_by_its_law(both, kind):
     after, truth = make_jitter(kind, LEVEL[kind], max_lag_s=0.3).jitter(both, rng=rng())
     lag = truth.realised["lag"]
     t = both["other"].times_s
@@ -809,6 +855,170 @@ def test_a_lag_jitter_is_the_law_moving_the_clock(both, kind):
     np.testing.assert_array_equal(after["other"].times_s, kept)
     assert np.abs(lag.lag_s).max() <= 0.3
     np.testing.assert_allclose(truth.lags(0, 40)["logger"].at(t), lag.at(t), atol=1e-9)
+
+
+def test_a_lag_of_zero_is_a_known_lag_and_no_lag_is_none(both):
+    _, truth = parse_jitter("offset:0").jitter(both, rng=rng())
+    lag = truth.lags(*both.span_s)["logger"]
+    assert (lag.at(np.linspace(0, 40, 9)) == 0).all()
+    after, truth = parse_jitter("none").jitter(both, rng=rng())
+    assert after is both
+    assert (truth.streams, truth.clock, truth.lags(*both.span_s)) == ((), None, {})
+    one_clock = Recording("s", "array", (both["units"],))
+    assert parse_jitter("none").jitter(one_clock, rng=rng())[0] is one_clock
+
+
+# ---- kinds
+
+
+@dataclass(frozen=True)
+class Reversal(LagJitter):
+    """The lag changes sign halfway."""
+
+    at: float = 0.5
+    smooth: bool = False
+
+    kind = "reversal"
+    description = "a lag of level that changes sign; level is its size"
+
+    def draw(self, time_s, *, rng):
+        return np.where(time_s < time_s[0] + self.at * np.ptp(time_s), self.level, -self.level)
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """The kinds, restored afterwards."""
+    monkeypatch.setattr(kinds, "JITTERS", dict(JITTERS))
+    monkeypatch.setattr(kinds, "_INSTALLED", set(kinds._INSTALLED))
+    kinds._add_installed.cache_clear()
+    yield kinds.JITTERS
+    kinds._add_installed.cache_clear()
+
+
+def test_a_registered_jitter_is_one_of_the_family(registry, both):
+    with pytest.raises(NeurofuseError, match="unknown jitter 'reversal'"):
+        parse_jitter("reversal:0.1")
+    assert registered_jitters() == ()
+    assert register_jitter(Reversal) is Reversal
+    assert registered_jitters() == (Reversal,)
+    assert is_lag("reversal")
+    assert find_jitter("reversal") is Reversal
+    jitter = parse_jitter("reversal:0.1:at=0.25:smooth=true:clock=logger")
+    assert jitter == Reversal(0.1, at=0.25, smooth=True, clock="logger")
+    assert parse_jitter(str(jitter)) == jitter
+    _, truth = jitter.jitter(both, rng=rng())
+    np.testing.assert_allclose(truth.lags(*both.span_s)["logger"].at(np.array([2.0, 30.0])), [0.1, -0.1])
+    with pytest.raises(NeurofuseError, match="smooth must be true or false, got 'maybe'"):
+        parse_jitter("reversal:0.1:smooth=maybe")
+    register_jitter(Reversal)
+    assert registered_jitters() == (Reversal,), "twice is once"
+
+
+def test_a_class_defined_again_replaces_itself_and_no_other(registry):
+    def define():
+        @register_jitter
+        @dataclass(frozen=True)
+        class Mine(Walk):
+            kind = "mine"
+            description = "level"
+
+        return Mine
+
+    define()
+    again = define()
+    assert registry["mine"] is again
+    with pytest.raises(
+        NeurofuseError, match=r"Taken has the kind 'walk', which is that of .*lag_laws\.Walk; choose"
+    ):
+
+        @register_jitter
+        @dataclass(frozen=True)
+        class Taken(Walk):
+            pass
+
+    assert registry["walk"] is Walk
+
+
+def test_what_a_jitter_needs_to_be_registered_is_named(registry):
+    class Plain(Walk):
+        kind = "plain"
+
+    @dataclass
+    class Thawed:
+        level: float
+
+    @dataclass(frozen=True)
+    class NoLevel(Jitter):
+        kind, unit, acts_on, description = "no-level", "s", "spikes", "level"
+
+    def made(**attributes):
+        return dataclass(frozen=True)(type("Made", (Reversal,), attributes))
+
+    for jitter, message in [
+        (Plain, "Plain must be a frozen dataclass; write @dataclass.frozen=True. below @register_jitter"),
+        (Thawed, "Thawed is no jitter; derive a class from neurofuse.Jitter"),
+        (NoLevel, "NoLevel has no field 'level', its strength; add level: float"),
+        (made(kind=""), "Made has no kind; set it as a class attribute"),
+        (made(description=""), "Made has no description"),
+        (made(unit=""), "Made has no unit"),
+        (made(acts_on=""), "Made has no acts_on"),
+        (made(kind="a:b"), "Made has the kind 'a:b'; use letters, digits"),
+        (made(acts_on="units"), "acts on 'units'; acts_on must be one of spikes, lfp, clock"),
+    ]:
+        with pytest.raises(NeurofuseError, match=message):
+            register_jitter(jitter)
+    assert registry == JITTERS
+
+
+class Package(Distribution):
+    """An installed package of that name."""
+
+    name = "lab-jitters"
+
+    def read_text(self, filename):
+        return None
+
+    def locate_file(self, path):
+        raise NotImplementedError
+
+
+def test_jitters_of_installed_packages_are_found_once_and_a_broken_one_is_a_warning(registry, monkeypatch):
+    sound = EntryPoint("reversal", f"{__name__}:Reversal", kinds.GROUP)._for(Package())
+    broken = EntryPoint("gone", "no_such_module:Gone", kinds.GROUP)._for(Package())
+    n_searches = []
+    monkeypatch.setattr(extensions, "entry_points", lambda group: n_searches.append(group) or (broken, sound))
+    with pytest.warns(UserWarning, match=r"'gone' of the package 'lab-jitters' is left out \(No module"):
+        assert parse_jitter("reversal:0.1") == Reversal(0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert parse_jitter("reversal:0.2").level == 0.2
+        with pytest.raises(NeurofuseError, match=r"unknown jitter 'gone'; choose one of spike, .*, reversal"):
+            find_jitter("gone")
+    assert n_searches == [kinds.GROUP]
+    assert registered_jitters() == (), "every process finds those by itself"
+
+
+def test_a_jitter_of_one_stream_needs_targets_and_act_alone(registry, both):
+    @register_jitter
+    @dataclass(frozen=True)
+    class Gain(Jitter):
+        level: float
+
+        kind, unit, acts_on, description = "gain", "1", "lfp", "LFP times 1 + level"
+
+        def targets(self, recording):
+            return ("lfp",)
+
+        def act(self, recording, streams, *, rng):
+            was = recording["lfp"]
+            now = Signal("lfp", was.clock, (1 + self.level) * was.data, was.kind, was.sample_s)
+            return JitterResult({"lfp": now}, {"lfp": Moved.unmoved(was.time_s.size)})
+
+    after, truth = parse_jitter("gain:1 | offset:0.1").jitter(both, rng=rng())
+    assert truth.parts[0].kind == "gain"
+    assert np.abs(after["lfp"].data.values).max() == pytest.approx(
+        2 * np.abs(both["lfp"].data.values).max(), rel=0.01
+    )
 
 
 # ---- lost samples
@@ -830,7 +1040,7 @@ def test_lost_samples_are_lost_from_every_stream_of_the_clock_at_once(kind):
     for name in ("lfp", "power", "other"):
         gone = np.isnan(truth.moved[name].displacement_s).mean()
         assert gone == pytest.approx(share, abs=1e-9 if name != "other" else 0.015)
-    # The samples hold the time they were taken at, so each stream tells its own lag.
+    # The value of a sample is the time it was taken at, so each stream contains its own lag.
     for name in ("lfp", "power"):
         signal = after[name]
         lag_s = signal.time_s - signal.data.values[:, 0]
@@ -868,7 +1078,7 @@ def shared_band(rate_hz: float, *, stop_s: float = 100.0, band_hz: float = 6.0, 
 
 @pytest.mark.parametrize("kind", ["noise", "pink"])
 @pytest.mark.parametrize("level", [0.5, 2.0])
-def test_the_snr_in_the_band_is_what_was_asked_at_any_sampling_rate(kind, level):
+def test_the_snr_in_the_band_is_that_of_the_level_at_any_sampling_rate(kind, level):
     from scipy.signal import welch
 
     in_band = {}
@@ -877,7 +1087,7 @@ def test_the_snr_in_the_band_is_what_was_asked_at_any_sampling_rate(kind, level)
         after, truth = make_jitter(kind, level, hi_hz=6.0).jitter(recording, rng=rng(2))
         was = np.asarray(recording["lfp"].data.values)
         noise = np.asarray(after["lfp"].data.values) - was
-        # Another road than the one that set it: a Welch spectrum, summed over the band.
+        # By another method than in the code: a Welch spectrum, summed over the band.
         n = round(20 * rate_hz)
         power = [
             p[(f > 0.15) & (f <= 6.0)].sum(axis=0)
@@ -911,7 +1121,7 @@ def test_pink_noise_falls_as_one_over_f():
 
 
 @pytest.mark.parametrize("kind", ["counts", "spikes"])
-def test_a_population_on_the_second_clock_can_stand_for_a_field(kind):
+def test_a_population_on_the_second_clock_can_replace_a_field(kind):
     if kind == "counts":
         second = Signal.from_array(
             rng().poisson(2, (400, 3)), clock="second", name="rest", rate_hz=20, kind="counts"
@@ -958,8 +1168,8 @@ def test_artefacts_come_at_their_rate_and_decay_on_all_channels():
     np.testing.assert_allclose(wave, np.broadcast_to(wave[:, :1], wave.shape), atol=1e-3)
     hits = np.flatnonzero(np.abs(np.diff(wave[:, 0])) > 5)
     assert hits.size == pytest.approx(30, abs=5 * np.sqrt(30))
-    alone = hits[:-1][np.diff(hits) > 150][3]
-    later = wave[alone + 1 : alone + 100, 0]
+    isolated = hits[:-1][np.diff(hits) > 150][3]
+    later = wave[isolated + 1 : isolated + 100, 0]
     np.testing.assert_allclose(later / later[0], np.exp(-np.arange(99) * 0.002 / 0.05), atol=0.02)
 
 

@@ -1,15 +1,15 @@
-"""Every law errs as it says it does, and a moved recording shows exactly the lag that the truth tells."""
+"""Every lag law has its stated distribution, and a moved recording has exactly the lag of the truth."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neurofuse.errors import NeurofuseError, RecordingError
+from neurofuse.jitters.jitter import TRUTH_STEP_S, LagTruth
+from neurofuse.jitters.kinds import JITTERS, is_lag, parse_jitter
 from neurofuse.jitters.lag_laws import (
-    LAWS,
-    TRUTH_STEP_S,
     Jumps,
-    LagTruth,
     NoLag,
     Offset,
     Skew,
@@ -18,9 +18,8 @@ from neurofuse.jitters.lag_laws import (
     WindowLag,
     draw_truth,
     move_clock,
-    parse_law,
 )
-from neurofuse.recording import Movement, NeurofuseError, Recording, RecordingError, Signal, Spikes
+from neurofuse.recording import Movement, Recording, Signal, Spikes
 
 EVERY_LAW = [
     NoLag(),
@@ -57,9 +56,9 @@ def two_clocks(*, stop_s: float = 40.0, rate_hz: float = 500.0) -> Recording:
 
 
 def shown_moments(law, t: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Those of `t` that some stamp shows and that lie away from jumps, and the law as stamps see it.
+    """Those of `t` that have a stamp and lie away from jumps, and the law as a function of stamps.
 
-    Where a lag jumps down, what lies between is never written: no lag is right there.
+    Where a lag jumps down, the moments between are never written: they have no lag.
     """
     stamp_s, source_s, truth = draw_truth(law, "late", 0.0, 40.0, max_lag_s=0.5, rng=rng())
     content_s = np.sort(source_s)
@@ -78,7 +77,7 @@ def test_a_spike_at_t_is_stamped_t_plus_the_lag_at_t(law):
     t = np.array([x[0] for x in recording["spikes"].trains])
     stamped = np.array([x[0] for x in moved["spikes"].trains])
     np.testing.assert_array_equal(stamped, t + truth.at(t))
-    # The other road: the law speaks on the moved clock, so the stamp less the law there is the moment.
+    # By another method: the law is a function of the moved clock, so a stamp less the law at it is the moment.
     shown, stamp_s, source_s = shown_moments(law, t)
     assert shown.size > 200
     back = np.interp(stamped[np.isin(t, shown)], stamp_s, source_s)
@@ -86,13 +85,13 @@ def test_a_spike_at_t_is_stamped_t_plus_the_lag_at_t(law):
 
 
 @pytest.mark.parametrize("law", EVERY_LAW, ids=str)
-def test_the_moved_field_shows_at_t_plus_lag_what_happened_at_t(law):
+def test_the_moved_field_has_at_t_plus_lag_the_content_of_t(law):
     moved, truth = move_clock(two_clocks(), "late", law, max_lag_s=0.5, rng=rng())
     t, _, _ = shown_moments(law, np.arange(1.0, 39.0, 0.0137))
     assert t.size > 2000
     shown = np.interp(t + truth.at(t), moved["lfp"].time_s, moved["lfp"].data.values[:, 0])
     error = np.abs(shown - field(t))
-    if isinstance(law, (Walk, Wander)):  # the truth is told every 5 ms, and the field moves by 13 a second
+    if isinstance(law, (Walk, Wander)):  # the truth has steps of 5 ms, and the field changes by 13 per second
         assert error.max() < 0.2
         assert error.mean() < 0.02
     else:
@@ -200,15 +199,22 @@ def test_a_lag_beyond_the_range_is_clipped_to_it():
         assert np.abs(truth.lag_s).max() == 0.3
 
 
-def test_the_truth_knows_nothing_outside_its_time():
+def test_the_narrower_of_two_ranges_clips_a_lag():
+    recording = two_clocks(stop_s=10)
+    for own, other, largest in ((0.1, None, 0.1), (0.1, 0.3, 0.1), (0.4, 0.3, 0.3), (None, None, 5.0)):
+        _, truth = move_clock(recording, "late", Offset(5.0, max_lag_s=own), max_lag_s=other, rng=rng())
+        assert np.abs(truth.lag_s).max() == largest
+
+
+def test_the_truth_is_unknown_outside_its_time():
     truth = LagTruth("c", 10 + TRUTH_STEP_S * np.arange(100), np.linspace(0, 1, 100), "walk:1")
-    said = truth.at(np.array([9.9, 10.0, 10.2475, 10.495, 10.6]))
-    np.testing.assert_allclose(said[1:4], [0, 0.5, 1], atol=0.01)
-    assert np.isnan(said[[0, 4]]).all()
+    lag_s = truth.at(np.array([9.9, 10.0, 10.2475, 10.495, 10.6]))
+    np.testing.assert_allclose(lag_s[1:4], [0, 0.5, 1], atol=0.01)
+    assert np.isnan(lag_s[[0, 4]]).all()
     assert np.isnan(LagTruth("c", np.empty(0), np.empty(0), "none:0").at(np.zeros((2, 3)))).all()
 
 
-def test_a_window_lag_has_the_std_it_says_and_holds_for_a_block():
+def test_a_window_lag_has_its_std_and_is_constant_in_a_block():
     t = np.arange(0, 30000, 0.5)
     lag_s = WindowLag(0.3).draw(t, rng=rng())
     blocks = lag_s.reshape(-1, 6)
@@ -233,8 +239,8 @@ def test_a_walk_is_an_ornstein_uhlenbeck_path():
     lag_s = law.draw(t, rng=rng())
     assert lag_s.std() == pytest.approx(0.2, rel=0.05)
     for n in (5, 20, 40):
-        seen = np.mean(lag_s[:-n] * lag_s[n:]) / lag_s.var()
-        assert seen == pytest.approx(np.exp(-3.0 * n / law.return_s), abs=0.05)
+        correlation = np.mean(lag_s[:-n] * lag_s[n:]) / lag_s.var()
+        assert correlation == pytest.approx(np.exp(-3.0 * n / law.return_s), abs=0.05)
     starts = np.array([law.draw(t[:2], rng=rng(k))[0] for k in range(2000)])
     assert starts.std() == pytest.approx(0.2, rel=0.05), "it starts from its stationary law"
 
@@ -256,45 +262,48 @@ def test_wander_is_an_offset_a_walk_and_jumps_together():
 
 
 @given(
-    kind=st.sampled_from([k for k in LAWS if k != "none"]),
+    kind=st.sampled_from([k for k in JITTERS if is_lag(k) and k != "none"]),
     level=st.floats(0, 1000).map(lambda x: float(f"{x:g}")),
 )
 @settings(max_examples=40, deadline=None)
 def test_a_law_reads_back_as_it_is_written(kind, level):
-    law = parse_law(f"{kind}:{level}")
-    assert isinstance(law, LAWS[kind])
+    law = parse_jitter(f"{kind}:{level}")
+    assert isinstance(law, JITTERS[kind])
     assert law.level == level
-    assert parse_law(str(law)) == law
+    assert parse_jitter(str(law)) == law
 
 
 def test_agreeing_clocks_need_no_level():
-    assert parse_law("none") == NoLag()
-    assert parse_law("offset:-0.2") == Offset(-0.2)
-    assert parse_law("skew:-30") == Skew(-30.0)
+    assert parse_jitter("none") == NoLag() == parse_jitter(str(NoLag()))
+    assert parse_jitter("offset:-0.2") == Offset(-0.2)
+    assert parse_jitter("skew:-30") == Skew(-30.0)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ("drift:0.2", r"unknown jitter 'drift' in 'drift:0.2'; choose one of none, lag, offset, skew"),
+        (
+            "drift:0.2",
+            r"unknown jitter 'drift' in 'drift:0.2'; choose one of spike, .*, none, lag, offset, skew",
+        ),
         ("", "unknown jitter '' in ''; choose one of"),
         ("lag", r"jitter 'lag' has no level; write lag:LEVEL with a number in s, such as lag:0\.3"),
         ("lag:big", r"jitter 'lag:big' has no level; write lag:LEVEL"),
         ("skew:nan", r"write skew:LEVEL with a number in ppm, such as skew:30"),
         ("offset:inf", r"write offset:LEVEL with a number in s"),
-        ("walk:-0.1", "'walk:-0.1': the level is a standard deviation and cannot be negative"),
+        ("walk:-0.1", "'walk:-0.1': the level is a size in s and cannot be negative; give zero or more"),
     ],
 )
-def test_a_law_that_cannot_be_read_says_how_to_write_one(text, said):
-    with pytest.raises(NeurofuseError, match=said):
-        parse_law(text)
+def test_an_error_shows_how_to_write_a_law(text, message):
+    with pytest.raises(NeurofuseError, match=message):
+        parse_jitter(text)
 
 
 def test_the_reference_and_unknown_clocks_cannot_be_moved():
     with pytest.raises(RecordingError, match=r"'ref' is the reference clock.*move one of \['late'\]"):
         move_clock(two_clocks(stop_s=10), "ref", Offset(0.1), rng=rng())
-    alone = Recording("r", "ref", (two_clocks(stop_s=10)["still"],))
+    one_clock = Recording("r", "ref", (two_clocks(stop_s=10)["still"],))
     with pytest.raises(RecordingError, match=r"move one of a second clock \(see split_units\)"):
-        move_clock(alone, "ref", Offset(0.1), rng=rng())
+        move_clock(one_clock, "ref", Offset(0.1), rng=rng())
     with pytest.raises(RecordingError, match=r"has no clock 'gps'; it has \['ref', 'late'\]"):
         move_clock(two_clocks(stop_s=10), "gps", Offset(0.1), rng=rng())

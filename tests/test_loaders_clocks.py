@@ -1,18 +1,16 @@
-"""Which file gives what, what its clock is called, what `info` lists, and formats of other packages."""
+"""Which file gives what, what its clock is called, and what `info` lists."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import data_loaders.detect
-from data_loaders import FileInfo, Format, Item, LoadError, Request, info, load, save
+from data_loaders import LoadError, info, load, save
 from neurofuse.recording import Movement, Recording, Signal, Spikes
 
 
@@ -148,7 +146,7 @@ def test_importing_the_package_reads_no_heavy_library():
     )
 
 
-def test_looking_for_a_reader_imports_no_reader_library(tmp_path):
+def test_finding_a_reader_imports_no_reader_library(tmp_path):
     path = counts(tmp_path / "a.npz")
     code = (
         f"import sys; from data_loaders import load; load({str(path)!r}); "
@@ -162,54 +160,5 @@ def test_looking_for_a_reader_imports_no_reader_library(tmp_path):
     )
 
 
-# Formats of other packages
-
-
-def describe_toy(path: Path, clock: str) -> FileInfo:
-    return FileInfo(str(path), "toy", (Item("spikes", "spikes", n_units=1, clock=clock, default=True),))
-
-
-def read_toy(path: Path, request: Request) -> Recording:
-    times = [float(line) for line in path.read_text().split()]
-    spikes = Spikes.from_trains([times], clock=request.clock)
-    return Recording(request.clock, request.clock, (spikes,), provenance=("read by toy",))
-
-
-TOY = Format("toy", (".toy",), describe_toy, read_toy)
-NOT_A_FORMAT = 3
-
-
-def with_entry_point(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    point = EntryPoint("toy", f"{__name__}:{name}", data_loaders.detect.ENTRY_POINTS)
-    monkeypatch.setattr(
-        data_loaders.detect, "entry_points", lambda group: [point] if group == "neurofuse.formats" else []
-    )
-
-
-def test_a_format_of_another_package_is_found_by_its_entry_point(tmp_path, monkeypatch):
-    with_entry_point(monkeypatch, "TOY")
-    (tmp_path / "a.toy").write_text("0.1 0.2 0.9")
-    recording = load(tmp_path / "a.toy")
-    assert recording.spikes[0].times_s.tolist() == [0.1, 0.2, 0.9]
-    assert recording.clocks == ["a"]
-    assert info(tmp_path / "a.toy").format == "toy"
-    (tmp_path / "b.toy").write_text("0.2 0.1")
-    with pytest.raises(LoadError, match=r"'b\.toy'.*not in order"):
-        load(tmp_path / "b.toy")
-    (tmp_path / "c.toy").write_text("zero")
-    with pytest.raises(LoadError, match=r"'c\.toy' cannot be read as toy \(ValueError: could not convert"):
-        load(tmp_path / "c.toy")
-
-
-def test_an_entry_point_that_is_no_format_is_refused(tmp_path, monkeypatch):
-    with_entry_point(monkeypatch, "NOT_A_FORMAT")
-    (tmp_path / "a.toy").write_text("0.1")
-    with pytest.raises(
-        LoadError, match=r"entry point 'toy' .* is a int; it must be a data_loaders.formats.Format"
-    ):
-        load(tmp_path / "a.toy")
-
-
 def test_a_format_can_be_named(tmp_path):
-    path = counts(tmp_path / "a.npz").rename(tmp_path / "a.npz")
-    assert load(path, format="npz").n_units == 4
+    assert load(counts(tmp_path / "a.npz"), format="npz").n_units == 4

@@ -12,7 +12,7 @@ import pytest
 import scipy.io
 
 from data_loaders import info, load
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
 
 RNG = np.random.default_rng(0)
 
@@ -33,7 +33,7 @@ def good(path: Path) -> Path:
         lfp=RNG.normal(size=(100, 2)),
         vel=RNG.normal(size=(100, 2)),
         flat=np.stack([np.arange(100.0), np.ones(100)], axis=1),
-        silent=np.zeros((100, 3), int),
+        empty=np.zeros((100, 3), int),
     )
 
 
@@ -71,7 +71,7 @@ def test_a_folder_that_no_maker_writes(tmp_path):
 
 def test_an_unknown_ending(tmp_path):
     (tmp_path / "a.xyz").write_text("hello")
-    refused(r"ends in '\.xyz', which no reader knows; known are .*\.nev.*\.nwb", tmp_path / "a.xyz")
+    refused(r"ends in '\.xyz', which no reader claims; known are .*\.nev.*\.nwb", tmp_path / "a.xyz")
 
 
 def test_an_unknown_format(tmp_path):
@@ -94,25 +94,25 @@ def test_everything_left_out(tmp_path):
 @pytest.mark.parametrize("role", ["spikes", "lfp", "movement"])
 def test_a_wrong_name_lists_what_there_is(tmp_path, role):
     path = good(tmp_path / "a.npz")
-    sentence = rf"'a\.npz' has no array for {role} called 'hand'; it has 'spikes', 'lfp', 'vel'"
+    sentence = rf"'a\.npz' has no {role} called 'hand'; it has 'spikes', 'lfp', 'vel'"
     refused(sentence, path, **{role: "hand"})
     refused(sentence, None, **{role: f"{path}::hand"})
 
 
-def test_a_file_without_what_is_asked_for(tmp_path):
+def test_a_file_without_what_is_selected(tmp_path):
     path = npz(tmp_path / "a.npz", spike_times=np.arange(5.0), unit=np.zeros(5, int))
-    refused("does not say which|offers no lfp", None, spikes=path, lfp=path)
+    refused("does not state which|offers no lfp", None, spikes=path, lfp=path)
     refused(
         r"none of a\.npz, b\.npz offers",
         [npz(tmp_path / "a.npz", x=np.ones(5)), npz(tmp_path / "b.npz", y=np.ones(5))],
     )
 
 
-def test_a_plain_file_that_names_nothing(tmp_path):
+def test_a_plain_file_whose_names_give_no_role(tmp_path):
     path = npz(tmp_path / "a.npz", a=np.ones((5, 2)), b=np.ones((5, 2)))
     refused(r"nothing in 'a\.npz' is spikes or LFP by its name; it has 'a', 'b'", path)
     refused(
-        r"does not say which of its arrays is the movement; it has 'a', 'b': pass --movement",
+        r"does not state which of its arrays is the movement; it has 'a', 'b': pass --movement",
         None,
         movement=path,
     )
@@ -172,7 +172,7 @@ def test_a_file_that_is_cut_short_is_named(tmp_path, write, name):
         "a.videoPositionTracking",
     ],
 )
-@pytest.mark.parametrize("content", [b"", b"not what it says" * 40])
+@pytest.mark.parametrize("content", [b"", b"not of this format" * 40])
 def test_a_file_that_is_something_else_is_named(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
@@ -198,7 +198,7 @@ def test_pickles_are_never_opened(tmp_path):
     assert info(tmp_path / "o.npz").items[0].role == "other"
 
 
-# What should not be trusted
+# What is refused for its numbers
 
 
 def test_spike_times_that_are_not_finite(tmp_path):
@@ -247,7 +247,7 @@ def test_spikes_far_longer_than_the_movement(tmp_path):
 
 def test_no_spikes(tmp_path):
     refused(
-        r"'silent' holds no spikes; every count is zero", good(tmp_path / "a.npz"), spikes="silent", bin_s=0.1
+        r"'empty' holds no spikes; every count is zero", good(tmp_path / "a.npz"), spikes="empty", bin_s=0.1
     )
     block = neo.Block(name="b")
     block.segments.append(neo.Segment())
@@ -287,7 +287,7 @@ def test_samples_that_are_missing(tmp_path):
     )
 
 
-def test_what_was_sampled_how_fast_must_be_said(tmp_path):
+def test_the_rate_of_plain_samples_must_be_given(tmp_path):
     path = good(tmp_path / "a.npz")
     refused(
         r"how fast 'spikes' \(100 samples\) was sampled; pass --bin SECONDS",
@@ -301,7 +301,7 @@ def test_what_was_sampled_how_fast_must_be_said(tmp_path):
 def test_a_rate_that_contradicts_the_time_vector(tmp_path):
     path = npz(tmp_path / "a.npz", lfp=RNG.normal(size=(100, 2)), t=np.arange(100) / 1000)
     refused(
-        r"--rate says 0\.002 s a sample for 'lfp' but its time vector 't' steps by 0\.001 s",
+        r"--rate is 0\.002 s per sample for 'lfp' but its time vector 't' steps by 0\.001 s",
         path,
         rate_hz=500.0,
     )
@@ -348,13 +348,13 @@ def test_a_time_unit_for_a_file_that_states_its_own(tmp_path):
     )
 
 
-def test_a_sampled_file_alone_that_is_cut_in_a_maker_library_is_wrapped(tmp_path):
+def test_names_that_a_block_of_neo_does_not_hold(tmp_path):
     path = nix(tmp_path / "a.nix")
-    refused(r"'a\.nix' has no channel for movement called 'Hand'; it has none", path, movement="Hand")
-    refused(r"'a\.nix' has no unit called 'v'; it has 'spikes', 'u'", path, spikes="v")
+    refused(r"'a\.nix' has no movement called 'Hand'; it has none", path, movement="Hand")
+    refused(r"'a\.nix' has no spikes called 'v'; it has 'spikes', 'u'", path, spikes="v")
 
 
-def test_a_cell_that_is_not_a_number_is_named_and_does_not_lose_its_column(tmp_path):
+def test_a_cell_that_is_not_a_number_is_named_and_keeps_its_column(tmp_path):
     rows = [f"{0.01 * k:.2f},{k % 7},{k % 5}" for k in range(200)]
     rows[40] = "0.40,3,oops"
     path = tmp_path / "hand.csv"

@@ -14,6 +14,7 @@ import quantities as pq
 
 from data_loaders import from_neo, info, load
 from data_loaders.guess_roles import channel_role
+from data_loaders.readers.neo_files import _Channels, _load
 
 RNG = np.random.default_rng(0)
 
@@ -111,7 +112,7 @@ def test_segments_with_a_pause_keep_the_pause(tmp_path):
     assert info(path).items[0].n_segments == 2
 
 
-def test_segments_that_all_start_at_zero_are_set_apart_and_it_is_said(tmp_path):
+def test_segments_that_all_start_at_zero_are_set_apart_and_it_is_noted(tmp_path):
     path = write_nix(tmp_path / "session.nix", block(starts=(0.0, 0.0)))
     recording = load(path, movement="kin")
     np.testing.assert_allclose(recording.movement.support, [[0, 0.5], [10.5, 11.0]])
@@ -165,8 +166,39 @@ def test_epochs_called_trials_are_the_trials():
         ("Pz", "lfp"),
     ],
 )
-def test_channels_are_told_apart_by_name(name, role):
+def test_the_role_of_a_channel_is_guessed_from_its_name(name, role):
     assert channel_role(name) == role
+
+
+class LazySignal:
+    """A signal as neo's lazy readers give it, one that reads columns in the order of the file."""
+
+    t_start = 0.0 * pq.s
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values, self.shape = values, values.shape
+
+    def load(self, channel_indexes: list[int] | None = None) -> pq.Quantity:
+        columns = range(self.shape[1]) if channel_indexes is None else sorted(channel_indexes)
+        return self.values[:, list(columns)] * pq.uV
+
+
+@pytest.mark.parametrize("columns", [[0, 1, 2], [2, 1, 0], [2, 0], [1]])
+def test_channels_keep_their_samples_in_whatever_order_they_are_selected(columns):
+    values = RNG.normal(size=(20, 3))
+    signal = _Channels("raw", ((0, LazySignal(values)),), ("a", "b", "c"), 100.0, "uV")
+    loaded, time_s = _load(signal, columns, [5.0])
+    np.testing.assert_array_equal(loaded, values[:, columns])
+    np.testing.assert_array_equal(time_s, 5.0 + np.arange(20) / 100)
+
+
+def test_units_are_taken_in_the_order_in_which_they_are_selected(tmp_path):
+    path = write_nix(tmp_path / "session.nix", block())
+    names = ["unit 1", "unit 0"]
+    spikes, whole = load(path, spikes=",".join(names))["spikes"], load(path)["spikes"]
+    assert spikes.members == names
+    for name, train in zip(names, spikes.trains, strict=True):
+        np.testing.assert_array_equal(train, whole.trains[whole.members.index(name)])
 
 
 # NWB, through pynwb
@@ -239,7 +271,7 @@ def test_nwb_items_are_picked_by_path_by_last_name_or_by_column(tmp_path):
     assert load(tmp_path / "s.nwb", lfp="e1").n_channels == 1
 
 
-def test_nwb_with_several_behaviour_series_asks_which(tmp_path):
+def test_nwb_with_several_behaviour_series_needs_a_name(tmp_path):
     write_nwb(tmp_path / "s.nwb", series=("hand", "eye"))
     with pytest.raises(ValueError, match=r"several behaviour series .*hand.*eye.*--movement NAME"):
         load(tmp_path / "s.nwb")
@@ -291,7 +323,7 @@ def test_brainvision_gives_volts_and_movement_by_name(tmp_path, suffix):
     assert recording["lfp"].rate_hz == pytest.approx(500)
     assert recording.clocks == ["a"]
     assert load(tmp_path / f"a{suffix}")["lfp"].channels == ["F3", "F4"], (
-        "grip force is no LFP even if not asked for"
+        "grip force is no LFP even if it is not selected"
     )
 
 
@@ -305,7 +337,7 @@ def test_brainvision_segments_are_placed_by_their_dates(tmp_path):
     assert any("10 s apart" in line for line in recording.provenance)
 
 
-def test_brainvision_without_its_parts_says_which_is_missing(tmp_path):
+def test_brainvision_without_its_parts_is_refused_by_the_part_that_is_missing(tmp_path):
     write_brainvision(tmp_path / "a.vhdr")
     (tmp_path / "a.eeg").write_bytes((tmp_path / "a.eeg").read_bytes()[:-3])
     with pytest.raises(ValueError, match=r"'a\.eeg' is cut short"):
@@ -384,3 +416,17 @@ def test_edf_with_pauses_is_refused(tmp_path):
     write_edf(tmp_path / "a.edf", kind="EDF+D")
     with pytest.raises(ValueError, match=r"EDF\+D: it has pauses"):
         load(tmp_path / "a.edf")
+
+
+def test_by_default_what_a_listing_marks_is_taken_and_nothing_else(tmp_path):
+    write_nwb(tmp_path / "s.nwb")
+    write_brainvision(tmp_path / "b.vhdr")
+    write_edf(tmp_path / "e.edf")
+    write_nix(tmp_path / "n.nix", block())
+    for name in ("s.nwb", "b.vhdr", "e.edf", "n.nix"):
+        listing, recording = info(tmp_path / name), load(tmp_path / name)
+        assert listing.offers("movement") == (recording.movement is not None), name
+        for role in ("spikes", "lfp"):
+            assert listing.offers(role) == any(s.role == role for s in recording.streams), (name, role)
+        marked = {m for i in listing.items if i.default and i.role == "lfp" for m in i.members}
+        assert {c for s in recording.signals for c in s.channels} == marked, name

@@ -11,7 +11,7 @@ import scipy.io
 import xarray as xr
 
 from data_loaders import info, load
-from data_loaders.plain_arrays import as_trains
+from data_loaders.readers.plain_arrays import as_trains
 
 BIN_S = 0.05
 
@@ -123,7 +123,7 @@ def test_movement_joins_single_columns_under_their_own_names(tmp_path):
     assert whole.movement.axes == ["kin/x", "kin/y"], "the time vector is no axis of movement"
 
 
-def test_missing_samples_become_a_gap_only_when_asked(tmp_path):
+def test_missing_samples_become_a_gap_only_when_allowed(tmp_path):
     arrays = session()
     arrays["lfp"][100:110, 1] = np.nan
     path = as_npz(tmp_path / "a.npz", arrays)

@@ -68,7 +68,7 @@ def test_units_and_spikes_are_those_neo_reads(name):
     assert (item.n_units, item.n_spikes) == (n_units, total)
 
 
-def test_a_plexon_file_that_stops_early_says_so(tmp_path):
+def test_a_plexon_file_that_stops_early_is_noted(tmp_path):
     content = path_to("native_formats", "plexon/File_plexon_1.plx").read_bytes()
     (tmp_path / "half.plx").write_bytes(content[: len(content) // 2])
     assert any("74.892 s, its data end at 32.6" in line for line in load(tmp_path / "half.plx").provenance)
@@ -151,20 +151,20 @@ def test_nwb_has_the_units_and_the_lfp_of_the_tutorial():
     assert load(path, lfp="ElectricalSeries", spikes="none")["lfp"].rate_hz == pytest.approx(20000)
 
 
-def test_a_spikeglx_header_without_its_samples_says_so():
+def test_a_spikeglx_header_without_its_samples_is_refused():
     folder = path_to("native_formats", "spikeglx/Noise4Sam_g0/Noise4Sam_g0_imec0")
-    with pytest.raises(LoadError, match=r"lf\.meta' needs its samples '.*lf\.bin' beside it"):
+    with pytest.raises(LoadError, match=r"lf\.meta' needs its samples '.*lf\.bin' in the same folder"):
         load(folder / "Noise4Sam_g0_t0.imec0.lf.meta")
 
 
-def test_every_native_file_loads_or_says_why_not():
+def test_every_native_file_loads_or_is_refused_by_name():
     for path in sorted(p for p in NATIVE.rglob("*") if p.is_file()):
         try:
-            loaded, said = load(path), ""
+            loaded, message = load(path), ""
         except LoadError as error:
-            loaded, said = None, str(error)
+            loaded, message = None, str(error)
         assert (loaded is not None and loaded.streams and json.dumps(info(path).to_dict())) or (
-            path.name in said and said[-1] == "."
+            path.name in message and message[-1] == "."
         )
 
 

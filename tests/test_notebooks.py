@@ -18,7 +18,7 @@ def test_there_are_nine_and_each_has_a_twin():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_says_the_same_as_its_twin(name):
+def test_a_notebook_equals_its_twin(name):
     jupytext = pytest.importorskip("jupytext")
     script, notebook = (jupytext.read(FOLDER / f"{name}{end}") for end in (".py", ".ipynb"))
     assert [(c.cell_type, c.source) for c in script.cells] == [

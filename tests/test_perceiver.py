@@ -1,4 +1,4 @@
-"""A perceiver sees events and time differences, and nothing of the order or the padding they come in."""
+"""A perceiver depends on events and their time differences, and not on their order or padding."""
 
 from dataclasses import replace
 
@@ -9,11 +9,11 @@ from test_decoders import cut, two_systems
 
 from neurofuse.decoders.perceiver import Events, EventWindows, PerceiverNetwork, RotaryAttention, rotate
 from neurofuse.decoders.registry import make_decoder
+from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.lag_laws import WindowLag
 from neurofuse.nets.encoders import initialise
-from neurofuse.recording import NeurofuseError
 from neurofuse.tokens import tokenize
-from neurofuse.windows import split
+from neurofuse.windows import split_windows
 
 N_TOKENS, TOKEN_S = 12, 0.05
 
@@ -37,7 +37,7 @@ def network(*, causal=False):
         causal=causal,
     )
     initialise(net, generator())
-    net.start(generator())
+    net.draw_latents(generator())
     return net.eval()
 
 
@@ -65,11 +65,11 @@ def spikes(given, change):
 
 
 @torch.no_grad()
-def said(net, given):
+def decoded(net, given):
     return net(given, N_TOKENS)[0]
 
 
-def test_products_of_turned_vectors_see_time_differences_alone():
+def test_products_of_turned_vectors_depend_on_time_differences_only():
     q, k = torch.randn(2, 1, 1, 9, 16, generator=generator())
     time = 3 * torch.rand(1, 9, generator=generator(1))
     was = rotate(q, time) @ rotate(k, time).transpose(-1, -2)
@@ -95,11 +95,11 @@ def test_shifting_all_times_changes_nothing():
 @pytest.mark.parametrize("causal", [False, True])
 def test_neither_order_nor_padding_of_events_changes_anything(causal):
     net, given = network(causal=causal), events()
-    was = said(net, given)
+    was = decoded(net, given)
     order = torch.randperm(40, generator=generator(2))
-    torch.testing.assert_close(said(net, spikes(given, lambda x: x[:, order])), was, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(decoded(net, spikes(given, lambda x: x[:, order])), was, atol=1e-5, rtol=1e-4)
     padded = spikes(given, lambda x: torch.nn.functional.pad(x, (0, 17)))
-    torch.testing.assert_close(said(net, padded), was, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(decoded(net, padded), was, atol=1e-5, rtol=1e-4)
 
 
 def test_a_count_weighs_as_much_as_so_many_events():
@@ -107,25 +107,25 @@ def test_a_count_weighs_as_much_as_so_many_events():
     one = replace(given, weight_BE=torch.ones(2, 40))
     thrice = spikes(one, lambda x: x.repeat(1, 3))
     counted = replace(one, weight_BE=torch.full((2, 40), 3.0))
-    torch.testing.assert_close(said(net, counted), said(net, thrice), atol=1e-5, rtol=1e-4)
-    assert (said(net, counted) - said(net, one)).abs().max() > 1e-3
+    torch.testing.assert_close(decoded(net, counted), decoded(net, thrice), atol=1e-5, rtol=1e-4)
+    assert (decoded(net, counted) - decoded(net, one)).abs().max() > 1e-3
 
 
-def test_no_events_at_all_is_still_an_answer():
+def test_windows_without_events_are_decoded():
     net, given = network(), events()
     nothing = replace(given, weight_BE=torch.zeros(2, 40), on=[given.on[0], torch.zeros(2, 16)])
-    assert torch.isfinite(said(net, nothing)).all()
+    assert torch.isfinite(decoded(net, nothing)).all()
 
 
 def test_attention_begins_near_in_time():
     attention = RotaryAttention(16, n_heads=1, head_width=16)
     time = torch.linspace(-2, 2, 41)
-    focus = attention.focus.detach().expand(1, 1, 41, -1)
+    focus = attention.offset.detach().expand(1, 1, 41, -1)
     score = (rotate(focus, time[None]) @ rotate(focus, torch.zeros(1, 41)).transpose(-1, -2))[0, 0, :, 0]
     assert int(score.argmax()) == 20
 
 
-def test_a_causal_one_does_not_see_the_future():
+def test_a_causal_perceiver_does_not_read_the_future():
     net, given = network(causal=True), events()
     moment = 5
     after = given.due_BE > moment * TOKEN_S
@@ -133,14 +133,14 @@ def test_a_causal_one_does_not_see_the_future():
     field[1][:, given.field_due[1] > (moment + 1e-3) * TOKEN_S] += 5.0
     other = replace(given, feature_BE=torch.where(after, (given.feature_BE + 1) % 5, given.feature_BE))
     for changed in (other, replace(given, field=field)):
-        was, now = said(net, given), said(net, changed)
+        was, now = decoded(net, given), decoded(net, changed)
         torch.testing.assert_close(was[:, :moment], now[:, :moment], atol=1e-6, rtol=0)
         assert (was[:, moment:] - now[:, moment:]).abs().max() > 1e-4
 
 
 @pytest.fixture(scope="module")
 def fitted(tiny):
-    parts = split(
+    parts = split_windows(
         tokenize(tiny), window_s=1.0, max_lag_s=0.1, jitter=WindowLag(0.05), rng=np.random.default_rng(0)
     )
     decoder = make_decoder("perceiver", width=16, n_steps=2, batch_size=4)
@@ -150,7 +150,7 @@ def fitted(tiny):
 def test_events_are_the_spikes_of_the_recording(fitted):
     decoder, parts, tiny = fitted
     windows = parts.test[:2]
-    given, n_tokens = decoder._inputs(EventWindows.of(windows).batch(slice(None)))
+    given, n_tokens = decoder.network_inputs(EventWindows.of(windows).batch(slice(None)))
     assert n_tokens == 50
     recorded = tiny["spikes"]
     for k in range(2):
@@ -171,17 +171,17 @@ def test_field_is_the_mean_of_a_token_moved_by_its_lag(fitted):
     decoder, parts, _ = fitted
     windows = parts.test[:2]
     assert np.abs(windows.shift).min() > 0
-    given, _ = decoder._inputs(EventWindows.of(windows).batch(slice(None)))
+    given, _ = decoder.network_inputs(EventWindows.of(windows).batch(slice(None)))
     batch, scale = windows.batch(slice(None)), decoder.input_scales_[1]
     spare = batch.reach - windows.max_lag - 10  # 0.2 s of context are ten tokens
     kept = slice(spare, batch.values[1].shape[1] - spare)
-    wanted = (batch.values[1][:, kept] - scale.mean) / scale.std
+    expected = (batch.values[1][:, kept] - scale.mean) / scale.std
     assert given.on[1].all()
-    np.testing.assert_allclose(given.field[1].numpy(), wanted, atol=1e-4)
+    np.testing.assert_allclose(given.field[1].numpy(), expected, atol=1e-4)
 
 
 def test_binned_counts_are_events_of_that_weight():
-    """A recording in bins of a whole token: fine steps are tokens, and nothing is lost or split."""
+    """A recording in bins of a whole token: fine steps are tokens, and no count is left out or split."""
     recording = two_systems()
     a = recording["a"]
     counts = np.random.default_rng(0).poisson(0.7, a.data.values.shape).astype(float)
@@ -191,7 +191,7 @@ def test_binned_counts_are_events_of_that_weight():
     parts = cut(binned)
     decoder = make_decoder("perceiver", width=16, n_steps=2, batch_size=4)
     decoder.fit(parts.train, validation=parts.validation)
-    given, _ = decoder._inputs(EventWindows.of(parts.test[:1]).batch(slice(None)))
+    given, _ = decoder.network_inputs(EventWindows.of(parts.test[:1]).batch(slice(None)))
     batch = parts.test[:1].batch(slice(None))
     near = batch.values[0][:, batch.reach - 4 : -(batch.reach - 4)]
     assert float(given.weight_BE.sum()) == near.sum()

@@ -9,11 +9,10 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neurofuse.errors import NeurofuseError, RecordingError
 from neurofuse.recording import (
     Movement,
-    NeurofuseError,
     Recording,
-    RecordingError,
     Signal,
     Spikes,
     as_seconds,
@@ -44,15 +43,15 @@ def test_every_error_is_a_value_error_of_ours():
 
 
 @pytest.mark.parametrize(
-    ("times", "said"),
+    ("times", "message"),
     [
         ([[0.0, 1.0]], r"spikes 'a': times must be one vector, got an array of shape \(1, 2\)"),
         ([0.0, np.nan, np.inf], r"spikes 'a': 2 of 3 times are NaN or infinite; drop them first"),
         ([0.0, 3.5, 1.25], r"not in order \(3.5 s is followed by 1.25 s\); sort them first"),
     ],
 )
-def test_what_cannot_be_a_time_axis_is_refused(times, said):
-    with pytest.raises(RecordingError, match=said):
+def test_what_cannot_be_a_time_axis_is_refused(times, message):
+    with pytest.raises(RecordingError, match=message):
         as_seconds(times, what="spikes 'a'")
 
 
@@ -108,11 +107,11 @@ def test_trains_go_in_and_come_out_the_same(trains):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (
             lambda: Spikes("a", "c", [0.1, 0.2], [0], pd.DataFrame({"name": ["u"]})),
-            "spikes 'a': 2 times but 1 unit numbers; give one a spike",
+            "spikes 'a': 2 times but 1 unit numbers; give one per spike",
         ),
         (
             lambda: Spikes("a", "c", [0.1, 0.2], [0, 3], pd.DataFrame({"name": ["u"]})),
@@ -134,12 +133,12 @@ def test_trains_go_in_and_come_out_the_same(trains):
         ),
         (
             lambda: Signal.from_array([1.0, 2.0], clock="c", time_s=[0.0, 1.0, 2.0]),
-            "2 samples but 3 times; give one time a sample",
+            "2 samples but 3 times; give one time per sample",
         ),
         (lambda: Signal.from_array([1.0], clock="c"), "give either rate_hz or time_s, not both or neither"),
         (
             lambda: Signal.from_array([1.0], clock="c", time_s=[0.0]),
-            r"1 sample\(s\) cannot tell the sampling interval; give sample_s",
+            r"1 sample\(s\) do not determine the sampling interval; give sample_s",
         ),
         (
             lambda: Signal.from_array([1.0, 2.0], clock="c", time_s=[0.0, 0.0]),
@@ -179,8 +178,8 @@ def test_trains_go_in_and_come_out_the_same(trains):
         ),
     ],
 )
-def test_what_does_not_hold_together_is_refused_with_a_sentence(make, said):
-    with pytest.raises(RecordingError, match=said):
+def test_what_does_not_hold_together_is_refused_with_a_sentence(make, message):
+    with pytest.raises(RecordingError, match=message):
         make()
 
 
@@ -196,9 +195,9 @@ def test_a_slice_keeps_the_support_inside_it_and_nothing_else():
     np.testing.assert_array_equal(part.times_s, [0.9, 2.1])
     np.testing.assert_array_equal(part.support, [[0.5, 1], [2, 2.5]])
     assert part.n_units == 1
-    silent = stream.between(1.2, 1.8)
-    assert silent.support.shape == (0, 2)
-    assert silent.n_units == 1
+    outside = stream.between(1.2, 1.8)
+    assert outside.support.shape == (0, 2)
+    assert outside.n_units == 1
 
     field = Signal.from_array(np.arange(20.0), clock="c", time_s=np.r_[0:1:0.1, 2:3:0.1])
     np.testing.assert_allclose(field.support, [[0, 1], [2, 3]])
@@ -300,7 +299,7 @@ def test_the_lfp_of_one_system_can_be_given_a_clock_of_its_own():
     apart = separate_lfp(recording)
     assert (apart["spikes"].clock, apart["lfp"].clock) == ("ref", "second")
     np.testing.assert_array_equal(apart["lfp"].data.values, recording["lfp"].data.values)
-    with pytest.raises(RecordingError, match=r"no LFP beside spikes.* --split-units N"):
+    with pytest.raises(RecordingError, match=r"not both spikes and LFP.* --split-units N"):
         separate_lfp(Recording("r", "ref", (spikes(),)))
 
 

@@ -1,4 +1,4 @@
-"""The simulation holds what it says it plants: rates, tuning, and a lag that the data themselves tell."""
+"""The simulation has its stated rates and tuning, and a lag that can be estimated from the data."""
 
 from dataclasses import replace
 
@@ -7,8 +7,10 @@ import pytest
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import butter, sosfiltfilt
 
-from neurofuse.jitters.lag_laws import LagTruth, Offset, Skew, WindowLag
-from neurofuse.recording import NeurofuseError, Recording
+from neurofuse.errors import NeurofuseError
+from neurofuse.jitters.jitter import LagTruth
+from neurofuse.jitters.lag_laws import Offset, Skew, WindowLag
+from neurofuse.recording import Recording
 from neurofuse.simulation import (
     DEMO_LAWS,
     LFP_CLOCK,
@@ -50,13 +52,13 @@ def found_lag_s(power: np.ndarray, rate: np.ndarray, start: int, stop: int) -> f
 
 
 @pytest.mark.parametrize("lag_s", [0.0, 0.2, -0.13])
-def test_spikes_and_high_gamma_tell_the_planted_offset(lag_s):
+def test_the_offset_can_be_estimated_from_spikes_and_high_gamma(lag_s):
     recording, truth = small(Offset(lag_s))
     assert (truth.at(np.linspace(0, 30, 50)) == lag_s).all()
     assert found_lag_s(gamma_power(recording), rates(recording), 60, 2940) == pytest.approx(lag_s, abs=0.02)
 
 
-def test_a_skew_is_told_by_the_two_ends_of_the_recording():
+def test_a_skew_can_be_estimated_from_the_two_ends_of_the_recording():
     recording, truth = small(Skew(15000.0))
     power, rate = gamma_power(recording), rates(recording)
     for start, stop in ((60, 900), (2100, 2940)):
@@ -84,7 +86,7 @@ def test_the_same_seed_gives_the_same_recording_to_the_bit():
         assert a[0]["spikes"].times_s.size != c[0]["spikes"].times_s.size
 
 
-def test_the_recording_has_the_sizes_clocks_and_units_asked_for():
+def test_the_recording_has_the_sizes_clocks_and_units_of_its_config():
     recording, _ = small()
     assert recording.clocks == [SPIKE_CLOCK, LFP_CLOCK]
     assert (recording.n_units, recording.n_channels) == (40, 6)
@@ -99,9 +101,9 @@ def test_the_recording_has_the_sizes_clocks_and_units_asked_for():
 
 def test_units_fire_near_the_configured_rate():
     recording, _ = small(n_units=150)
-    seen_hz = recording["spikes"].times_s.size / (150 * 30)
+    rate_hz = recording["spikes"].times_s.size / (150 * 30)
     # Base rates are log-normal with a spread of 0.4; tuning is built not to change the mean.
-    assert seen_hz == pytest.approx(10 * np.exp(0.5 * 0.4**2), rel=0.1)
+    assert rate_hz == pytest.approx(10 * np.exp(0.5 * 0.4**2), rel=0.1)
     slow, _ = small(n_units=150, mean_rate_hz=2.0)
     assert slow["spikes"].times_s.size / recording["spikes"].times_s.size == pytest.approx(0.2, rel=0.1)
 
@@ -127,9 +129,9 @@ def test_a_lag_never_leaves_the_range_it_is_searched_in():
     assert truth.lag_s.max() == 0.3
 
 
-def test_a_simulation_too_short_to_move_in_is_refused():
+def test_a_simulation_too_short_for_movement_is_refused():
     with pytest.raises(
-        NeurofuseError, match="a simulation of 2 s is too short to move in; ask for 5 s or more"
+        NeurofuseError, match="a simulation of 2 s is too short for movement; use 5 s or more"
     ):
         small(duration_s=2.0)
 

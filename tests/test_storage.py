@@ -5,12 +5,13 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Movement, Recording, Signal, Spikes
 from neurofuse.storage import open_recording, save_recording, whole_file
 
 
 def full() -> Recording:
-    """Three clocks, gaps, silent units, an empty stream, trials with text, numbers and switches."""
+    """Three clocks, gaps, units without spikes, an empty stream, trials with text, numbers and switches."""
     rng = np.random.default_rng(0)
     units = pd.DataFrame({"name": ["a", "b"], "depth/mm": [0.1, np.nan], "good": [True, False]})
     spikes = Spikes.from_trains(

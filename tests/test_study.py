@@ -14,19 +14,23 @@ import pytest
 import xarray as xr
 
 from neurofuse.cli import main
-from neurofuse.recording import NeurofuseError, Recording
+from neurofuse.config import DecodeConfig, StudyConfig
+from neurofuse.decode import fit_and_evaluate
+from neurofuse.errors import NeurofuseError
+from neurofuse.prepare import Generators, clean_recording, prepare_recording
+from neurofuse.recording import Recording
 from neurofuse.report.save import save_thresholds
+from neurofuse.scores import r2_per_axis
 from neurofuse.simulation import SimulationConfig, simulate
 from neurofuse.storage import save_recording
 from neurofuse.study import cell as cells
 from neurofuse.study.cell import (
-    StudyConfig,
     config_from,
     digest,
     generator,
-    jittered_tokens,
     packed_recording,
     run_task,
+    tokens_at,
 )
 from neurofuse.study.levels import AROUND, Levels, largest, plan_levels
 from neurofuse.study.run import collect, plan_tasks, run_study
@@ -73,7 +77,7 @@ def test_the_table_holds_every_cell_by_its_coordinates(two):
     assert (table["status"].sel(kind="lag") == "ok").all()
     assert (table["message"].isel(level=2).sel(kind="delete") == "this kind has fewer levels").all()
     assert np.isfinite(table["r2"].sel(kind="lag")).all()
-    # Ridge looks for no lag.
+    # Ridge searches no lag.
     assert np.isnan(table["hit_rate"]).all()
     settings = json.loads(table.attrs["settings"])
     assert settings["n_seeds"] == 2
@@ -84,18 +88,18 @@ def test_the_table_holds_every_cell_by_its_coordinates(two):
         "delete",
     )
     assert not np.allclose(table["r2"].sel(kind="lag", seed=0), table["r2"].sel(kind="lag", seed=1))
-    # Deleting nine spikes in ten hurts; both seeds say so.
+    # Deleting nine spikes in ten lowers R2, for both seeds.
     r2 = table["r2"].sel(kind="delete", protocol="train-matched").mean("axis").squeeze("model")
     assert (r2.isel(level=1) < r2.isel(level=0)).all()
 
 
-def test_spotlight_measures_are_there_where_a_lag_is_looked_for(two, tmp_path):
+def test_attention_is_measured_where_a_lag_is_searched(two, tmp_path):
     table = run_study(two, config=replace(TRAINED, references=True), jobs=0, out=tmp_path / "out")
     assert list(table["model"].values) == ["softmax", "early", "oracle"]
-    looked = table.sel(model="softmax").squeeze()
+    searched = table.sel(model="softmax").squeeze()
     for name in ("hit_rate", "mass_on_truth", "anomaly_rate", "coverage_90"):
-        assert 0 <= float(looked[name]) <= 1
-    assert 0 <= float(looked["entropy"]) <= np.log(7) + 1e-6
+        assert 0 <= float(searched[name]) <= 1
+    assert 0 <= float(searched["entropy"]) <= np.log(7) + 1e-6
     assert np.isnan(table["hit_rate"].sel(model="early")).all()
     assert (table["hit_rate"].sel(model="oracle") == 1).all()
     kept = xr.open_dataset(tmp_path / "out" / "study.nc", engine="h5netcdf").load()
@@ -106,14 +110,14 @@ def test_spotlight_measures_are_there_where_a_lag_is_looked_for(two, tmp_path):
     posterior = maps["posterior"].astype(float)
     there = np.isfinite(maps["time_s"])
     np.testing.assert_allclose(posterior.sum("lag").values[there.values], 1, atol=0.01)
-    # The oracle's light lies on the truth.
+    # The oracle attends to the truth.
     best_s = posterior["lag"].values[posterior.isel(cell=1).argmax("lag")]
     true_s = maps["true_lag_s"].isel(cell=1).values
     known = np.isfinite(true_s)
     assert (np.abs(best_s - true_s)[known] <= 0.1 + 1e-6).all()
 
 
-def test_one_process_two_and_a_cell_alone_say_the_same(two):
+def test_one_process_two_and_a_cell_alone_give_the_same_numbers(two):
     config = replace(
         CHEAP,
         decoders=("ridge", "softmax"),
@@ -131,7 +135,7 @@ def test_one_process_two_and_a_cell_alone_say_the_same(two):
     assert float(alone["entropy"].sel(at)) == float(one["entropy"].sel(at))
 
 
-def test_dask_says_the_same(two):
+def test_dask_gives_the_same_numbers(two):
     from distributed import Client, LocalCluster
 
     here = run_study(two, config=TRAINED, jobs=0)
@@ -144,24 +148,54 @@ def test_dask_says_the_same(two):
 
 
 def test_all_decoders_see_the_same_draw_and_levels_share_it(two):
-    content = packed_recording(cells.ready_recording(two, CHEAP))
+    content = packed_recording(clean_recording(two, CHEAP).recording)
     settings = json.dumps(context_of(two, CHEAP)["config"])
 
     def spikes(kind, level, seed):
-        jittered_tokens.cache_clear()
-        return jittered_tokens(content, settings, seed, kind, level)[0].clocks[0].total[-1]
+        tokens_at.cache_clear()
+        return tokens_at(content, settings, seed, "none", kind, level).tokens.clocks[0].total[-1]
 
     np.testing.assert_array_equal(spikes("delete", 0.5, 0), spikes("delete", 0.5, 0))
     assert (spikes("delete", 0.5, 0) != spikes("delete", 0.5, 1)).any()
-    # What survives much, survives less: a curve is of one recording growing worse.
+    # A spike that survives much survives less: a curve is of one recording at growing levels.
     assert (spikes("delete", 0.5, 0) <= spikes("delete", 0.3, 0)).all()
     assert (spikes("delete", 0.3, 0) <= spikes(None, 0.0, 0)).all()
+
+
+def test_a_cell_makes_the_calls_of_a_decode(two):
+    """Given the generators of the cell, a decode gives the same R2 to the last bit."""
+    config = replace(TRAINED, decoders=(("softmax", {"width": 16}),))
+    coordinates = plan_tasks(config)[0].coordinates
+    assert coordinates["model"] == "softmax(width=16)"
+    found = run_task(context_of(two, config), coordinates)["cells"][0]
+    generators = Generators(
+        generator(config, "split", 0),
+        generator(config, "jitter", "delete", 0),
+        generator(config, "windows", "lag", 0),
+    )
+    same_config = DecodeConfig(jitter="delete:0.5 | lag:0.1", **SIZES)
+    prepared = prepare_recording(two, config=same_config, generators=generators)
+    decoder = cells.build("softmax(width=16)", config, 0)
+    assert decoder.width == 16
+    table = fit_and_evaluate(decoder, prepared.split, {}).prediction
+    np.testing.assert_array_equal(
+        found["r2"], r2_per_axis(table["movement"].values, table["prediction"].values)
+    )
+
+
+def test_two_settings_of_one_decoder_are_two_models(two):
+    choices = (("ridge", {"context_s": 0.1}), ("ridge", {"context_s": 0.5}))
+    config = replace(CHEAP, decoders=choices, kinds=("delete",), levels={"delete": (0.5,)}, n_seeds=1)
+    table = run_study(two, config=config, jobs=0)
+    assert list(table["model"].values) == ["ridge(context_s=0.1)", "ridge(context_s=0.5)"]
+    narrow, wide = table["r2"].mean("axis").squeeze().values
+    assert narrow != wide
 
 
 def context_of(recording, config):
     from dataclasses import asdict
 
-    ready = cells.ready_recording(recording, config)
+    ready = clean_recording(recording, config).recording
     return {
         "config": json.loads(json.dumps(asdict(config))),
         "recording": packed_recording(ready),
@@ -173,10 +207,10 @@ def test_test_only_trains_once_for_all_levels_and_matched_at_each(two, monkeypat
     fits: list[str] = []
     build = cells.build
 
-    def counted(model, config, seed):
-        decoder = build(model, config, seed)
+    def counted(label, config, seed):
+        decoder = build(label, config, seed)
         fit = decoder.fit
-        decoder.fit = lambda *a, **k: (fits.append(model), fit(*a, **k))[1]
+        decoder.fit = lambda *a, **k: (fits.append(label), fit(*a, **k))[1]
         return decoder
 
     monkeypatch.setattr(cells, "build", counted)
@@ -193,7 +227,7 @@ def test_test_only_trains_once_for_all_levels_and_matched_at_each(two, monkeypat
     assert len({t.key for t in tasks + matched}) == 7
 
 
-def test_chance_is_a_hash_of_coordinates():
+def test_generators_are_seeded_by_a_hash_of_coordinates():
     draws = [
         generator(CHEAP, *at).random()
         for at in (("jitter", "lag", 0), ("jitter", "lag", 1), ("jitter", "la", "g0"))
@@ -254,7 +288,7 @@ def test_levels_are_given_predicted_or_physical():
         ({"decoders": ("ridge", "ridge")}, "'ridge' is named twice"),
         ({"kinds": ("nothing",), "levels": {}}, "unknown jitter 'nothing'"),
         ({"protocols": ("untrained",)}, "no protocol 'untrained'; choose from train-matched, test-only"),
-        ({"n_seeds": 0}, "n_seeds must be a positive number, got 0"),
+        ({"n_seeds": 0}, "n_seeds .--seeds. must be a positive whole number, got 0"),
         ({"base_lag": "lag:often"}, "lag:often"),
         ({"base_lag": "lag:0.4"}, "beyond the search range of"),
         (
@@ -277,7 +311,7 @@ def test_what_cannot_be_studied_is_refused_in_one_sentence_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_of_another_study_is_refused_and_the_same_is_gone_on_with(two, tmp_path, monkeypatch):
+def test_a_folder_of_another_study_is_refused_and_the_same_is_resumed(two, tmp_path, monkeypatch):
     out = tmp_path / "out"
     config = replace(CHEAP, kinds=("delete",), levels={"delete": (0.5,)}, n_seeds=1)
     first = run_study(two, config=config, jobs=0, out=out)
@@ -335,12 +369,12 @@ def test_the_command_line_survives_being_killed_and_prints_the_table(two, tmp_pa
     assert typed(*words, "--out", out) == 2
     assert "--resume" in capsys.readouterr().err
     assert typed(*words, "--out", out, "--resume", "--json") == 0
-    said = capsys.readouterr()
-    assert json.loads(said.out)["dims"] == ["model", "kind", "level", "seed", "protocol"]
-    assert "levels of delete: given" in said.err
-    # Three levels, no references, and a decoder that looks for no lag: told, not guessed.
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["dims"] == ["model", "kind", "level", "seed", "protocol"]
+    assert "levels of delete: given" in printed.err
+    # Three levels, no references, and a decoder that searches no lag: stated, not guessed.
     assert json.loads((out / "threshold.json").read_text())["thresholds"] == []
-    assert "a gain is measured between 'early' and 'oracle'" in said.err
+    assert "a gain is measured between 'early' and 'oracle'" in printed.err
     config = replace(CHEAP, kinds=("delete",), levels={"delete": (0.3, 0.5, 0.7)}, n_steps=None)
     undisturbed = run_study(two, config=config, jobs=0)
     kept = xr.open_dataset(out / "study.nc", engine="h5netcdf").load()
@@ -385,7 +419,7 @@ def test_thresholds_are_written_with_what_was_predicted(two, tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("demo:walk",), "'demo:walk' errs by itself"),
+        (("demo:walk",), "'demo:walk' has a lag of its own"),
         (("demo", "--levels", "a,b"), "--levels takes 'auto', numbers such as 0.1,0.2,0.4"),
         (("demo", "--jobs", "0"), "--jobs must be one or more, got 0"),
         (("demo", "--decoders", "nobody"), "there is no decoder 'nobody'"),
@@ -394,9 +428,9 @@ def test_thresholds_are_written_with_what_was_predicted(two, tmp_path):
 )
 def test_the_command_line_refuses_in_one_sentence(tmp_path, capsys, words, sentence):
     assert typed("study", *words, "--out", tmp_path / "out") == 2
-    said = capsys.readouterr()
-    assert sentence in said.err
-    assert len(said.err.splitlines()) == 1
+    printed = capsys.readouterr()
+    assert sentence in printed.err
+    assert len(printed.err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
 from neurofuse.report.figures.plot_study import plot_lag_maps, plot_study, plot_study_attention
 from neurofuse.report.study_page import study_verdict, write_study_report
 from neurofuse.study.threshold import thresholds
@@ -104,7 +104,7 @@ def test_r2_is_drawn_against_the_level_with_thresholds_and_theory():
     assert panel.get_xlim()[0] > LEVELS[0] / 2
 
 
-def test_the_spotlight_is_drawn_without_the_oracle():
+def test_attention_is_drawn_without_the_oracle():
     axes = plot_study_attention(table(), thresholds=found())
     assert [a.get_ylabel() for a in axes] == ["lag hit rate", "flicker (1/s)", "entropy (nat)"]
     assert "oracle" not in axes[0].get_legend_handles_labels()[1]
@@ -117,7 +117,7 @@ def test_the_spotlight_is_drawn_without_the_oracle():
     panel = plot_study(table(), thresholds=others)
     assert sorted(line.get_label() for line in panel.get_lines()) == ["early", "oracle", "theory", "tracked"]
     blind = table().drop_vars(["hit_rate", "flicker", "entropy"])
-    with pytest.raises(NeurofuseError, match="no model of this study looked for a lag"):
+    with pytest.raises(NeurofuseError, match="no model of this study estimates a lag"):
         plot_study_attention(blind)
 
 
@@ -135,32 +135,36 @@ def test_title_and_legend_do_not_collide():
 def test_lag_maps_are_drawn_from_the_lowest_level_to_the_highest():
     axes = plot_lag_maps(maps(levels=(5, 0, 2)), table())
     titles = [a.get_title(loc="left") for a in axes]
-    assert [t.split(": ")[1] for t in titles] == ["below the critical level", "at it", "beyond it"]
+    assert [t.split(": ")[1] for t in titles] == [
+        "below the critical level",
+        "at the critical level",
+        "above the critical level",
+    ]
     assert titles[0].startswith("tracked, spike 0.01 s")
     with pytest.raises(NeurofuseError, match="no lag over time was kept of model 'early'"):
         plot_lag_maps(maps(), table(), model="early")
 
 
-def test_what_a_study_lacks_is_said():
+def test_a_kind_or_column_that_is_missing_is_named_in_the_error():
     with pytest.raises(NeurofuseError, match="no kind 'walk'; it has spike, delete"):
         plot_study(table(), kind="walk")
     with pytest.raises(NeurofuseError, match="not the table of a study: it lacks level_value"):
         plot_study(table().drop_vars("level_value"))
 
 
-def test_the_page_tells_thresholds_unfinished_cells_and_escapes_names(tmp_path):
+def test_the_page_lists_thresholds_and_unfinished_cells_and_escapes_names(tmp_path):
     page = write_study_report(tmp_path / "report.html", study=table(), thresholds=found(), maps=maps())
     text = page.read_text(encoding="utf-8")
-    assert re.search(r"tracked holds up to spike 0\.0(4[5-9]|5)\d* s \(theory 0\.06 s\)", text)
+    assert re.search(r"Critical levels: tracked, spike 0\.0(4[5-9]|5)\d* s \(theory 0\.06 s\)", text)
     assert "1 of 60 cells are quarantined." in text
     assert "&lt;planted&gt;" in text
     assert "<planted>" not in text
-    # R2 and spotlight of both kinds, and the lag maps of one.
+    # R2 and attention of both kinds, and the lag maps of one.
     assert text.count("data:image/png") == 5
     assert "http" not in text.replace("http-equiv", "")
 
 
-def test_a_threshold_that_was_not_crossed_is_said_in_words():
+def test_a_threshold_that_was_not_crossed_is_put_in_words():
     one = {"model": "tracked", "kind": "noise", "unit": "1", "measured": None, "censored": "above"}
-    assert study_verdict([one]) == "tracked holds noise beyond every level tried."
+    assert study_verdict([one]) == "Critical levels: tracked, noise above all levels tested."
     assert study_verdict([]) == "No threshold could be measured."

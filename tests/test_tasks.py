@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from tqdm.auto import tqdm
 
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
 from neurofuse.study import tasks as engines
 from neurofuse.study.tasks import RETRIES, Task, read_record, run_tasks
 

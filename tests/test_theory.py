@@ -1,4 +1,4 @@
-"""Theory against its reference numbers, small Monte Carlo, other roads to the same number, and its limits."""
+"""Theory against reference numbers, a small Monte Carlo, other derivations of the same number, and its limits."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from scipy.integrate import quad
 from scipy.stats import multivariate_normal, norm
 
 from neurofuse import theory
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
 
 BAND = {"bandwidth_hz": 10.0, "window_s": 4.0, "range_s": 1.0}
 few = settings(max_examples=30, deadline=None)
@@ -17,7 +17,7 @@ few = settings(max_examples=30, deadline=None)
 # Retrieval and attention
 
 
-def test_m_is_the_median_of_the_tallest_wrong_key():
+def test_m_is_the_median_of_the_highest_wrong_score():
     for n in (2, 20, 128, 512):
         assert norm.cdf(float(theory.m_of_n(n))) ** (n - 1) == pytest.approx(0.5)
     assert float(theory.m_of_n(2)) == pytest.approx(0)
@@ -32,7 +32,7 @@ def test_m_is_the_median_of_the_tallest_wrong_key():
     ("noise", "n_keys", "dim", "exact", "closed"),
     [
         ("orthonormal", 128, None, 0.387, 0.393),
-        ("queries", 128, 64, 0.370, 0.372),  # the reference says .364, where the right key wins .512
+        ("queries", 128, 64, 0.370, 0.372),  # the reference has .364, where the hit rate is .512
         ("keys", 128, 64, 0.366, 0.372),
         ("both", 128, 64, 0.181, 0.183),
         ("both", 512, 64, 0.160, 0.161),
@@ -68,8 +68,8 @@ def test_noise_on_queries_agrees_with_integration_over_the_angle():
     across = sigma**2 * rng.chisquare(dim - 1, along.size)
     cosine = along / np.sqrt(along**2 + across)
     p = norm.cdf(cosine * np.sqrt(dim)) ** (n_keys - 1)
-    said = theory.retrieval_probability(sigma, n_keys=n_keys, dim=dim, noise="queries")
-    assert said == pytest.approx(p.mean(), abs=5 * p.std() / np.sqrt(p.size) + 2e-4)
+    predicted = theory.retrieval_probability(sigma, n_keys=n_keys, dim=dim, noise="queries")
+    assert predicted == pytest.approx(p.mean(), abs=5 * p.std() / np.sqrt(p.size) + 2e-4)
 
 
 @few
@@ -80,7 +80,7 @@ def test_noise_on_queries_agrees_with_integration_over_the_angle():
     noise=st.sampled_from(["orthonormal", "queries", "keys", "both"]),
 )
 def test_more_noise_or_more_keys_never_help_retrieval(sigma, n_keys, dim, noise):
-    # Where even the clean right key is not the tallest, its luck may grow with noise; see the next test.
+    # With too few dimensions noise may increase the hit rate; see the next test.
     assume(noise == "orthonormal" or theory.m_of_n(n_keys) ** 2 < dim)
     more = {"dim": dim, "noise": noise}
     p = theory.retrieval_probability(sigma, n_keys=n_keys, **more)
@@ -88,18 +88,18 @@ def test_more_noise_or_more_keys_never_help_retrieval(sigma, n_keys, dim, noise)
     assert theory.retrieval_probability(sigma, n_keys=n_keys + 5, **more) <= p + 1e-9
 
 
-def test_noise_helps_a_key_that_would_not_win_without_it():
-    n_keys, dim, n, said = 85, 4, 40_000, []
+def test_weak_noise_helps_where_dimensions_are_too_few():
+    n_keys, dim, n, predicted = 85, 4, 40_000, []
     rng = np.random.default_rng(0)
     # The query is the right key, a unit vector along the first axis.
     keys = rng.standard_normal((n, n_keys)) / np.sqrt(dim)
     keys[:, 0] = 1
     noise = rng.standard_normal((n, n_keys))
     for sigma in (0.001, 0.15):
-        said.append(theory.retrieval_probability(sigma, n_keys=n_keys, dim=dim, noise="keys"))
+        predicted.append(theory.retrieval_probability(sigma, n_keys=n_keys, dim=dim, noise="keys"))
         right = (keys + sigma * noise).argmax(1) == 0
-        assert said[-1] == pytest.approx(right.mean(), abs=4 * right.std() / np.sqrt(n))
-    assert said[1] > said[0] + 0.005
+        assert predicted[-1] == pytest.approx(right.mean(), abs=4 * right.std() / np.sqrt(n))
+    assert predicted[1] > predicted[0] + 0.005
 
 
 def test_too_few_dimensions_leave_no_threshold():
@@ -118,9 +118,9 @@ def test_attention_mass_is_exact(gap, spread, beta, n_keys):
     score[:, 0] += gap
     weight = np.exp(beta * (score - score.max(axis=1, keepdims=True)))
     first = weight[:, 0] / weight.sum(axis=1)
-    said = theory.attention_mass(gap=gap, spread=spread, beta=beta, n_keys=n_keys)
-    assert said == pytest.approx(first.mean(), abs=4.5 * first.std() / np.sqrt(first.size) + 2e-4)
-    assert abs(said - first.mean()) <= 0.012
+    predicted = theory.attention_mass(gap=gap, spread=spread, beta=beta, n_keys=n_keys)
+    assert predicted == pytest.approx(first.mean(), abs=4.5 * first.std() / np.sqrt(first.size) + 2e-4)
+    assert abs(predicted - first.mean()) <= 0.012
 
 
 def test_attention_mass_has_its_limits():
@@ -181,8 +181,10 @@ def test_smooth_retrieval_is_that_of_monte_carlo_however_finely_sampled(mu, fine
     away = time - time[time.size // 2]
     score = noise + mu * np.exp(-(away**2) / (2 * length_s**2))
     hit = np.abs(away[score.argmax(axis=1)]) <= 1.8 * length_s
-    said = theory.smooth_retrieval_probability(mu, search_s=search_s, rms_hz=theory.gaussian_rms_hz(length_s))
-    assert said == pytest.approx(hit.mean(), abs=0.03 + 3 * 0.5 / np.sqrt(n))
+    predicted = theory.smooth_retrieval_probability(
+        mu, search_s=search_s, rms_hz=theory.gaussian_rms_hz(length_s)
+    )
+    assert predicted == pytest.approx(hit.mean(), abs=0.03 + 3 * 0.5 / np.sqrt(n))
 
 
 def test_the_delay_bound_is_the_integral_over_the_band():
@@ -227,14 +229,14 @@ def test_anomalies_and_error_of_a_delay_are_those_of_monte_carlo(a):
     g = rho / (1 - rho)
     error = cross_correlate(np.random.default_rng(3), n, g, **BAND)
     wrong = (np.abs(error) > 0.05).mean()
-    said = theory.anomaly_probability(snr1=g, snr2=g, **BAND)
-    assert said == pytest.approx(wrong, abs=0.025 + 3 * np.sqrt(wrong * (1 - wrong) / n))
+    predicted = theory.anomaly_probability(snr1=g, snr2=g, **BAND)
+    assert predicted == pytest.approx(wrong, abs=0.025 + 3 * np.sqrt(wrong * (1 - wrong) / n))
     rmse = np.sqrt((error**2).mean())
     assert np.sqrt(theory.delay_error_s2(snr1=g, snr2=g, **BAND)) == pytest.approx(rmse, rel=0.15)
 
 
 def test_the_reference_levels_of_anomalies():
-    # A at P_A = .5, .1, .01 with 20 lags; the reference does not say BT, 28 comes nearest.
+    # A at P_A = .5, .1, .01 with 20 lags; the reference does not give BT, 28 comes nearest.
     band = {"bandwidth_hz": 10.0, "window_s": 2.8, "range_s": 1.0}
     for a, p in ((1.73, 0.5), (3.17, 0.1), (4.18, 0.01)):
         rho = a / np.sqrt(56)
@@ -289,7 +291,7 @@ def test_an_outlier_is_the_difference_of_two_uniform_lags():
     assert theory.outlier_variance_s2(bandwidth_hz=10, range_s=1) == pytest.approx((far**2).mean(), rel=0.01)
 
 
-def test_what_is_left_of_a_lag_attenuates_as_its_characteristic_function():
+def test_the_error_of_a_lag_attenuates_as_its_characteristic_function():
     rng, n, f = np.random.default_rng(0), 200_000, np.array([0.0, 1.0, 2.5, 7.0])
     error = np.where(
         rng.random(n) < 0.3, 0.8 * (rng.random(n) - rng.random(n)), 0.01 * rng.standard_normal(n)
@@ -303,7 +305,7 @@ def test_what_is_left_of_a_lag_attenuates_as_its_characteristic_function():
 # The law
 
 
-def test_the_law_balances_integration_against_the_tallest_wrong_lag():
+def test_the_law_equates_integration_and_the_highest_wrong_peak():
     for snr_other in (None, 0.8):
         g = theory.critical_snr(**BAND, snr_other=snr_other, criterion="law")
         a = theory.correlation_snr(snr1=g, snr2=snr_other or g, bandwidth_hz=10, window_s=4)
@@ -331,7 +333,7 @@ def test_every_criterion_is_met_at_its_level():
 
 @settings(max_examples=15, deadline=None)
 @given(bt=st.floats(10, 400), bw=st.floats(6, 100), n_channels=st.integers(1, 8))
-def test_longer_windows_more_channels_and_narrower_searches_bear_more_noise(bt, bw, n_channels):
+def test_longer_windows_more_channels_and_narrower_searches_tolerate_more_noise(bt, bw, n_channels):
     def noise(bt, bw, n):
         return theory.critical_noise(bandwidth_hz=1, window_s=bt, range_s=bw, n_channels=n)
 
@@ -342,7 +344,7 @@ def test_longer_windows_more_channels_and_narrower_searches_bear_more_noise(bt, 
     assert noise(bt * n_channels, bw, 1) == pytest.approx(here, rel=1e-6)
 
 
-def test_what_no_signal_can_reach_is_said():
+def test_a_criterion_that_no_signal_meets_is_an_error():
     assert theory.critical_snr(**BAND, snr_other=0.01) == np.inf
     assert theory.critical_noise(**BAND, snr_other=0.01) == 0
     with pytest.raises(NeurofuseError, match=r"criterion must be one of law, half_hit.*got 'half'"):
@@ -371,16 +373,16 @@ def test_an_attenuated_correlation_is_weaker_and_a_weighted_one_less_so():
 
 @pytest.mark.parametrize("kind", ["gaussian", "exponential"])
 @pytest.mark.parametrize("s", [0.3, 1.0, 3.0])
-def test_fixed_decoders_lose_what_integrals_say(kind, s):
+def test_fixed_decoders_have_the_loss_of_the_integrals(kind, s):
     def rho(t):
         return np.exp(-(t**2) / 2) if kind == "gaussian" else np.exp(-abs(t))
 
     def mean(scale):
         return 2 * quad(lambda t: rho(t) * norm.pdf(t, scale=scale), 0, 12 * scale)[0]
 
-    said = {"length_s": 1.0, "autocorrelation": kind}
-    assert float(theory.one_tap_r2(s, **said)) == pytest.approx(mean(s) ** 2, rel=1e-5)
-    assert float(theory.any_window_r2(s, **said)) == pytest.approx(mean(np.sqrt(2) * s), rel=1e-5)
+    signal = {"length_s": 1.0, "autocorrelation": kind}
+    assert float(theory.one_tap_r2(s, **signal)) == pytest.approx(mean(s) ** 2, rel=1e-5)
+    assert float(theory.any_window_r2(s, **signal)) == pytest.approx(mean(np.sqrt(2) * s), rel=1e-5)
 
 
 def test_closed_forms_are_cases_of_the_spectral_one():
@@ -444,8 +446,8 @@ def test_the_bayes_temperature_is_that_of_the_exact_likelihood():
 
     raw = [0.5 * x @ np.roll(y, -lag) for lag in range(n)]
     exact = np.array([log_likelihood(lag) for lag in range(n)])
-    said = theory.bayes_temperature(g1, g2) * np.array(raw)
-    np.testing.assert_allclose(said - said[0], exact - exact[0], atol=1e-9)
+    predicted = theory.bayes_temperature(g1, g2) * np.array(raw)
+    np.testing.assert_allclose(predicted - predicted[0], exact - exact[0], atol=1e-9)
 
 
 # Moving lags and spikes
@@ -460,20 +462,20 @@ def test_the_best_window_for_a_moving_lag_is_the_minimum():
     assert theory.moving_lag_error_s(speed=q, bound_s3=a) ** 2 == pytest.approx(error.min(), rel=1e-6)
 
 
-def test_a_faster_walk_is_borne_by_better_streams_only():
+def test_a_higher_snr_tolerates_a_faster_walk():
     band = {"bandwidth_hz": 10.0, "range_s": 1.0, "window_s": 4.0}
     poor, rich = (theory.critical_walk(snr1=g, snr2=g, **band) for g in (0.5, 2.0))
     assert 0 < poor < rich < np.inf
     assert theory.critical_walk(snr1=0.05, snr2=0.05, **band) == 0
-    # At the threshold the lag strays about a resolvable step, 1/(2B), over the time in which it can be found.
+    # At the threshold the lag moves by about a resolvable step, 1/(2B), over the time in which it can be found.
     assert 0.01 < np.sqrt(rich * 1.0) < 1.0
-    for wrong, said in (
+    for changes, message in (
         ({"criterion": "half"}, "criterion must be one of law"),
         ({"window_s": 0.05}, "does not hold one period"),
         ({"range_s": 0.12}, "search a wider range of lags"),
     ):
-        with pytest.raises(NeurofuseError, match=said):
-            theory.critical_walk(snr1=1.0, snr2=1.0, **(band | wrong))
+        with pytest.raises(NeurofuseError, match=message):
+            theory.critical_walk(snr1=1.0, snr2=1.0, **(band | changes))
 
 
 def test_spike_snr_is_the_spectrum_of_a_modulated_poisson_train():
@@ -485,11 +487,11 @@ def test_spike_snr_is_the_spectrum_of_a_modulated_poisson_train():
     spikes = rng.poisson(np.clip(r0 * (1 + m * x), 0, None) / rate)
     power = np.abs(np.fft.rfft(spikes - spikes.mean())) ** 2
     snr = power[inside].mean() / power[f > 2 * b].mean() - 1
-    said = float(theory.spike_snr(total_rate_hz=r0, modulation=m, bandwidth_hz=b))
-    assert said == pytest.approx(snr, rel=0.12)
-    assert said == 400 * 0.25 / 40
+    predicted = float(theory.spike_snr(total_rate_hz=r0, modulation=m, bandwidth_hz=b))
+    assert predicted == pytest.approx(snr, rel=0.12)
+    assert predicted == 400 * 0.25 / 40
     half = theory.spike_snr(total_rate_hz=r0, modulation=m, bandwidth_hz=b, attenuation=0.5)
-    assert float(half) == pytest.approx(said / 4)
+    assert float(half) == pytest.approx(predicted / 4)
 
 
 def test_the_poisson_check_of_the_reference():
@@ -501,7 +503,7 @@ def test_the_poisson_check_of_the_reference():
     assert theory.critical_spike_jitter(**units, **band, weighted=True) > 21.1e-3
 
 
-def test_losing_the_critical_share_of_spikes_leaves_the_critical_snr():
+def test_deleting_the_critical_fraction_of_spikes_leaves_the_critical_snr():
     band = {"bandwidth_hz": 20.0, "window_s": 2.0, "range_s": 0.4}
     units = {"total_rate_hz": 150.0, "modulation": 0.3, "snr_field": 1.0}
     lost = theory.critical_deletion(**units, **band)
@@ -525,7 +527,7 @@ def test_jitter_attenuates_locking_and_coherence_but_not_shot_noise():
     # A pooled rate that is the field itself: coherence is g/(1+g) with the SNR of spikes.
     r0, m, b = 100.0, 0.4, 10.0
     field = 1 / (2 * b)
-    said = theory.spike_field_coherence(
+    predicted = theory.spike_field_coherence(
         0.6,
         rate_hz=r0,
         rate_spectrum=(r0 * m) ** 2 * field,
@@ -533,4 +535,4 @@ def test_jitter_attenuates_locking_and_coherence_but_not_shot_noise():
         cross_spectrum=r0 * m * field,
     )
     g = float(theory.spike_snr(total_rate_hz=r0, modulation=m, bandwidth_hz=b, attenuation=0.6))
-    assert float(said) == pytest.approx(g / (1 + g))
+    assert float(predicted) == pytest.approx(g / (1 + g))

@@ -1,4 +1,4 @@
-"""Thresholds planted and found again, intervals that hold them, and curves that never cross."""
+"""Planted thresholds and their estimates, coverage of intervals, and curves that never cross."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.stats import norm, t
 
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
 from neurofuse.study.threshold import threshold_of, thresholds
 from neurofuse.theory import anomaly_probability
 
@@ -20,7 +20,7 @@ LEVEL = np.geomspace(0.25, 4, 10)
 
 
 def curve(ratio, slope=2.0):
-    """1 far below the threshold, 1/2 at it, 0 far above."""
+    """1 far below the threshold, 1/2 at it, 0 far above it."""
     return norm.sf(slope * np.log(ratio))
 
 
@@ -36,10 +36,10 @@ def law(ratio):
 
     def hits(a):
         share = a**2 / 40
-        said = anomaly_probability(
+        wrong = anomaly_probability(
             snr1=np.inf, snr2=share / (1 - share), bandwidth_hz=5, window_s=4, range_s=2
         )
-        return (0.9 - said) / 0.9
+        return (0.9 - wrong) / 0.9
 
     at_half = brentq(lambda a: hits(a) - 0.5, 0.5, 4)
     return np.array([hits(min(at_half / r, 6.2)) for r in ratio])
@@ -75,15 +75,15 @@ def test_the_interval_is_a_t_interval_over_seeds_on_the_log():
     assert threshold_of(LEVEL, values[0]).ci95 is None
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say():
-    rng, level, held, off = np.random.default_rng(11), np.geomspace(0.25, 4, 12), [], []
+def test_intervals_cover_the_true_threshold_as_often_as_they_should():
+    rng, level, covered, error = np.random.default_rng(11), np.geomspace(0.25, 4, 12), [], []
     for _ in range(100):
         found = threshold_of(level, planted(rng, level=level))
-        held.append(found.ci95[0] <= 1 <= found.ci95[1])
-        off.append(np.log(found.measured))
+        covered.append(found.ci95[0] <= 1 <= found.ci95[1])
+        error.append(np.log(found.measured))
     # 95 of 100, and three standard errors of 2.2 for so few repetitions.
-    assert np.mean(held) >= 0.88
-    assert np.mean(off) == pytest.approx(0, abs=0.02 + 3 * np.std(off) / 10)
+    assert np.mean(covered) >= 0.88
+    assert np.mean(error) == pytest.approx(0, abs=0.02 + 3 * np.std(error) / 10)
 
 
 @settings(max_examples=30, deadline=None)
@@ -151,15 +151,15 @@ def test_seeds_partly_censored_leave_a_median_and_a_one_sided_bound():
     assert both.measured == pytest.approx(1.0, rel=0.05)
 
 
-def test_bounds_of_partly_censored_seeds_hold_the_median():
-    rng, held = np.random.default_rng(4), []
+def test_bounds_of_partly_censored_seeds_cover_the_median():
+    rng, covered = np.random.default_rng(4), []
     for _ in range(300):
         own = np.exp(0.4 * rng.standard_normal(7)) * 3.2
         found = threshold_of(LEVEL, np.array([curve(LEVEL / o, slope=8) for o in own]))
         if found.censored == "above":
-            held.append(found.ci95[0] <= 3.2 * 1.01)
-    assert len(held) > 100
-    assert np.mean(held) >= 0.92
+            covered.append(found.ci95[0] <= 3.2 * 1.01)
+    assert len(covered) > 100
+    assert np.mean(covered) >= 0.92
 
 
 def test_the_knee_comes_before_the_threshold_and_has_its_own_name():
@@ -182,12 +182,12 @@ def test_the_knee_comes_before_the_threshold_and_has_its_own_name():
         (LEVEL, np.ones(10), {"predicted": 0.0}, "positive and finite, got 0.0; leave it out"),
     ],
 )
-def test_bad_curves_are_refused_in_a_sentence(level, values, more, message):
+def test_an_error_explains_what_is_wrong_with_curves(level, values, more, message):
     with pytest.raises(NeurofuseError, match=message):
         threshold_of(level, values, **more)
 
 
-def test_a_seed_without_enough_of_a_curve_is_not_counted():
+def test_a_seed_with_too_few_levels_is_not_counted():
     values = planted(np.random.default_rng(0))
     values[2] = np.nan
     values[3, 1] = np.nan
@@ -239,7 +239,7 @@ def study():
 
 
 @pytest.mark.parametrize("quantity", ["gain", "hit_rate"])
-def test_a_study_gives_one_threshold_a_model_kind_and_protocol(study, quantity):
+def test_a_study_gives_one_threshold_per_model_kind_and_protocol(study, quantity):
     found = thresholds(study, quantity=quantity)
     assert [(f.model, f.kind, f.protocol) for f in found] == [
         (m, k, "train-matched") for m in ("softmax", "tracked") for k in ("noise", "spike")
@@ -275,7 +275,7 @@ def test_cells_that_failed_and_levels_with_nothing_to_gain_are_left_out(study):
     assert one.n_seeds == 5
 
 
-def test_what_a_study_lacks_is_said(study):
+def test_an_error_names_what_a_study_lacks(study):
     with pytest.raises(NeurofuseError, match=r"between 'early' and 'oracle'.*has softmax, tracked; add both"):
         thresholds(study.sel(model=["softmax", "tracked"]))
     with pytest.raises(NeurofuseError, match="lacks 'hit_rate'"):

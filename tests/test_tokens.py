@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurofuse.recording import Movement, NeurofuseError, Recording, Signal, Spikes
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Movement, Recording, Signal, Spikes
 from neurofuse.tokens import ClockTokens, Tokens, anchor_clock, default_token_s, tokenize
 
 
@@ -97,9 +98,9 @@ def test_samples_slower_than_tokens_hold_until_the_next_is_due():
     values = np.array([3.0, 5.0, 7.0, 11.0])
     slow = Signal.from_array(values, clock="amp", rate_hz=10)
     tokens = tokenize(Recording("r", "ref", (units(stop_s=1), slow)), token_s=0.02)
-    seen, present = everything(tokens, 1)
+    found, present = everything(tokens, 1)
     np.testing.assert_array_equal(present, np.arange(tokens.n_tokens) < 20)
-    np.testing.assert_array_equal(seen[:20, 0], np.repeat(values, 5))
+    np.testing.assert_array_equal(found[:20, 0], np.repeat(values, 5))
 
 
 @given(
@@ -253,7 +254,7 @@ def test_a_stream_with_nothing_in_it_does_not_stretch_the_grid():
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (
             lambda: tokenize(Recording("r", "ref", (), hand())),
@@ -263,7 +264,7 @@ def test_a_stream_with_nothing_in_it_does_not_stretch_the_grid():
             lambda: tokenize(
                 Recording("r", "ref", (noise(np.arange(0, 10, 0.05), kind="power"),)), token_s=0.02
             ),
-            "tokens of 0.02 s are shorter than the 0.05 s bins of this recording; ask for 0.05 s or more",
+            "tokens of 0.02 s are shorter than the 0.05 s bins of this recording; give 0.05 s or more",
         ),
         (
             lambda: tokenize(Recording("r", "ref", (units(stop_s=0.01),))),
@@ -271,8 +272,8 @@ def test_a_stream_with_nothing_in_it_does_not_stretch_the_grid():
         ),
     ],
 )
-def test_what_cannot_be_tokenized_is_refused_with_a_sentence(make, said):
-    with pytest.raises(NeurofuseError, match=said):
+def test_what_cannot_be_tokenized_is_refused_with_a_sentence(make, message):
+    with pytest.raises(NeurofuseError, match=message):
         make()
 
 
@@ -285,7 +286,7 @@ def test_bins_that_no_token_holds_a_whole_number_of_are_shared():
 
 
 def test_values_weigh_by_the_time_they_held():
-    """250 samples a second in steps of 5 ms: every step sees one and a quarter of them."""
+    """250 samples per second in steps of 5 ms: every step holds one and a quarter of them."""
     samples = np.random.default_rng(0).standard_normal((2500, 1))
     signal = Signal.from_array(samples, clock="lfp", name="x", rate_hz=250, kind="power")
     tokens = tokenize(Recording("r", "ref", (units(), signal), hand()), token_s=0.02)

@@ -6,17 +6,17 @@ import torch
 from torch.utils.data import DataLoader
 
 from data_loaders import WindowDataset, window_loader
+from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.lag_laws import WindowLag
-from neurofuse.recording import NeurofuseError
 from neurofuse.tokens import tokenize
-from neurofuse.windows import Windows, cut
+from neurofuse.windows import Windows, cut_windows
 
 
 @pytest.fixture(scope="module")
 def windows(tiny) -> Windows:
     # The LFP stops early, so that some windows hold tokens that are absent.
     part = tiny.but(streams=(tiny["spikes"], tiny["lfp"].between(2, 21)))
-    return cut(
+    return cut_windows(
         tokenize(part), window_s=1.0, max_lag_s=0.2, jitter=WindowLag(0.1), rng=np.random.default_rng(0)
     )
 
@@ -48,9 +48,9 @@ def test_items_collate_into_batches(windows):
 def test_no_worker_and_two_workers_give_the_same_numbers(windows):
     data = WindowDataset(windows, redraw=True, seed=3)
     data.set_epoch(2)
-    alone, together = (list(DataLoader(data, batch_size=20, num_workers=n)) for n in (0, 2))
-    assert len(alone) == len(together) > 1
-    for a, b in zip(alone, together, strict=True):
+    single, together = (list(DataLoader(data, batch_size=20, num_workers=n)) for n in (0, 2))
+    assert len(single) == len(together) > 1
+    for a, b in zip(single, together, strict=True):
         for key in a:
             np.testing.assert_array_equal(a[key].numpy(), b[key].numpy())
 
@@ -89,7 +89,7 @@ def test_sequences_hold_the_grid_and_nothing_else(windows):
             there = batch.present[c][0]
             absent += int((~there).sum())
             expected = (grid[:, counted] != 0).sum() + there.sum() * (~counted).sum()
-            assert len(time_s) == expected, "units that were silent and steps that were absent are left out"
+            assert len(time_s) == expected, "units without spikes and steps that were absent are left out"
             assert len(np.unique(np.stack([step, sequence.source.numpy()]), axis=1).T) == len(time_s)
     assert absent > 0
     for a, b in zip(data.sequences(-1), data.sequences(len(data) - 1), strict=True):
@@ -98,15 +98,17 @@ def test_sequences_hold_the_grid_and_nothing_else(windows):
 
 def test_a_window_that_is_not_there_is_an_index_error(windows):
     data = WindowDataset(windows)
-    for door in (data.__getitem__, data.sequences):
+    for access in (data.__getitem__, data.sequences):
         for index in (len(data), -len(data) - 1):
             with pytest.raises(IndexError, match=f"window {index} of {len(data)}"):
-                door(index)
+                access(index)
 
 
 def test_a_loop_of_ones_own_gets_all_windows_of_a_recording(tiny):
     loader = window_loader(tiny, window_s=1.0, stride_s=0.5, max_lag_s=0.2, batch_size=8)
-    windows = cut(tokenize(tiny), window_s=1.0, stride_s=0.5, max_lag_s=0.2, rng=np.random.default_rng(0))
+    windows = cut_windows(
+        tokenize(tiny), window_s=1.0, stride_s=0.5, max_lag_s=0.2, rng=np.random.default_rng(0)
+    )
     movement = torch.cat([b["movement"] for b in loader])
     np.testing.assert_array_equal(movement.numpy(), windows.movement)
     first = [
@@ -117,5 +119,5 @@ def test_a_loop_of_ones_own_gets_all_windows_of_a_recording(tiny):
 
 
 def test_windows_longer_than_the_recording_are_refused(tiny):
-    with pytest.raises(NeurofuseError, match="'simulation' has no stretch of 90 s; ask for shorter windows"):
+    with pytest.raises(NeurofuseError, match="'simulation' has no stretch of 90 s; use shorter windows"):
         window_loader(tiny, window_s=90.0)

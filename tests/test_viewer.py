@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from neurofuse.errors import NeurofuseError
 from neurofuse.jitters.lag_laws import Offset
-from neurofuse.recording import NeurofuseError, Recording, Spikes
+from neurofuse.recording import Recording, Spikes
 from neurofuse.report.viewer import View, correlation, draw, explore, second_clock, shown
 from neurofuse.simulation import SimulationConfig, simulate
 
@@ -64,7 +65,7 @@ def test_without_a_second_clock_there_is_no_correlation_and_no_lag():
     assert second_clock(one) is None
     assert np.isnan(correlation(one, View(0.0))[1]).all()
     assert explore(one).lag.disabled
-    with pytest.raises(NeurofuseError, match="there is no clock 'z' beside the reference"):
+    with pytest.raises(NeurofuseError, match="there is no clock 'z' besides the reference"):
         second_clock(one, "z")
 
 
@@ -87,7 +88,7 @@ def test_sliders_redraw_the_picture(late):
     marks = [x.get_xdata()[0] for panel in right.axes for x in panel.lines if len(x.get_xdata()) == 2]
     assert marks == [0.0, 0.0]
     trace = left.axes[1].lines[0].get_xdata()
-    view.go_to_found()
+    view.go_to_estimate()
     assert view.lag.value == pytest.approx(LAG_S, abs=0.011)
     assert bytes(view.picture.value) != first
     (left, right) = view.figure.subfigs

@@ -1,50 +1,49 @@
-"""In: log evidence of every lag in windows of a session. Out: the clock that explains them: offset, skew, jumps, map.
+"""In: log-likelihoods of lags in windows of a session. Out: the clock that explains them: offset, skew, jumps, map.
 
-A window's say is bounded: its posterior over lags is mixed with a uniform one, so a window that is wrong costs so much
-and no more. For every skew of a grid the best sequence of offsets, each jump at a fixed price, is found by dynamic
-programming over all lags; the price is that of BIC for where a jump is and where it leads. What lies near the winner
-is then fitted by weighted least squares; errors come from leaving out stretches of the session in turn.
+The influence of a window is bounded: its posterior over lags is mixed with a uniform one, so the cost of an outlying
+window is limited. For every skew of a grid the best sequence of offsets, with a fixed penalty per jump, is found by
+dynamic programming over all lags; the penalty is that of BIC for the time and the size of a jump. The neighbourhood of
+the optimum is then fitted by weighted least squares; standard errors are a jackknife over stretches of the session.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import log_softmax
 
+from neurofuse.config import ClockModel
 from neurofuse.recording import FloatArray
 
-Model = Literal["offset", "linear", "piecewise", "free"]
-MODELS: tuple[Model, ...] = ("offset", "linear", "piecewise", "free")
-# Share of windows whose evidence is taken to be about nothing.
-OUTLIERS = 0.1
-# Skews searched at most, and how many of them.
-MOST_SKEW_PPM, MOST_SKEWS = 3000.0, 201
-# Clocks whose speeds differ by more than this factor have jumped.
-MOST_SLOPE = 1.1
+# Prior share of windows that carry no information about the lag.
+OUTLIER_SHARE = 0.1
+# Largest skew searched, and the most skews on the grid.
+MAX_SKEW_PPM, MAX_SKEWS = 3000.0, 201
+# A slope beyond this factor is a jump and not a difference of speed.
+MAX_SLOPE = 1.1
 # Windows count as inliers this near the fitted line, seconds.
 NEAR_S = 0.1
-# Stretches left out in turn.
-N_LEFT_OUT = 20
-# Half-width of a 95 % interval in standard errors, of so many stretches (Student's t, 15 or so degrees of freedom).
-WIDE = 2.13
-# Jumps smaller than so many of their standard errors are taken back.
-LEAST_JUMP = 5.0
-# Moments of a jump stay in its interval while they are no less likely than the best by this factor's logarithm.
-SPLIT_NATS = 3.0
+# Stretches of the session that the jackknife leaves out in turn.
+N_JACKKNIFE = 20
+# Half-width of a 95 % interval in standard errors, from that many stretches (Student's t, about 15 degrees of freedom).
+T_95 = 2.13
+# Jumps smaller than this many of their standard errors are removed.
+MIN_JUMP_Z = 5.0
+# The interval of a jump's time holds every moment whose log-likelihood is within this of the largest.
+JUMP_TIME_NATS = 3.0
 
 
 @dataclass(frozen=True, eq=False)
 class ClockMap:
-    """A map between two clocks: a line from knot to knot that never runs backwards, straight on beyond its ends.
+    """A map between two clocks: piecewise linear between knots, never decreasing, extrapolated beyond its ends.
 
     Parameters
     ----------
     a_s, b_s : ndarray, shape (n_knots,)
-        What A and B read at the same moments. Where B jumped ahead two knots share a time of A, where it lost time
+        Readings of A and B at the same moments. Where B jumped ahead two knots share a time of A, where it lost time
         two knots share a time of B.
     """
 
@@ -52,12 +51,12 @@ class ClockMap:
     b_s: FloatArray
 
     def to_b(self, a_s: ArrayLike) -> FloatArray:
-        """What B reads when A reads `a_s`."""
-        return _straight(np.asarray(a_s, dtype=np.float64), self.a_s, self.b_s)
+        """Readings of B when A reads `a_s`."""
+        return _interpolate(np.asarray(a_s, dtype=np.float64), self.a_s, self.b_s)
 
     def to_a(self, b_s: ArrayLike) -> FloatArray:
-        """What A reads when B reads `b_s`."""
-        return _straight(np.asarray(b_s, dtype=np.float64), self.b_s, self.a_s)
+        """Readings of A when B reads `b_s`."""
+        return _interpolate(np.asarray(b_s, dtype=np.float64), self.b_s, self.a_s)
 
     def lag_s(self, a_s: ArrayLike) -> FloatArray:
         """Stamp on B minus time of A, at times of A."""
@@ -67,16 +66,16 @@ class ClockMap:
     def of_lags(cls, time_s: FloatArray, lag_s: FloatArray) -> ClockMap:
         """Through lags at times of A; a time given twice is a jump.
 
-        Where B fell back by a jump, the same stamps would come twice: the map leaves A without B for as long,
-        around the jump.
+        After a jump back of B the same stamps would occur twice: the map leaves a gap of that length on A, centred on
+        the jump.
         """
         a, b = [float(time_s[0])], [float(time_s[0] + lag_s[0])]
         for k in range(1, len(time_s)):
-            t, fell = float(time_s[k]), float(lag_s[k - 1] - lag_s[k])
-            if time_s[k] == time_s[k - 1] and fell > 0:
-                a[-1] -= fell / 2
-                b[-1] -= fell / 2
-                t += fell / 2
+            t, drop = float(time_s[k]), float(lag_s[k - 1] - lag_s[k])
+            if time_s[k] == time_s[k - 1] and drop > 0:
+                a[-1] -= drop / 2
+                b[-1] -= drop / 2
+                t += drop / 2
             a.append(t)
             b.append(t + float(lag_s[k]))
         return cls(np.maximum.accumulate(a), np.maximum.accumulate(b))
@@ -85,8 +84,8 @@ class ClockMap:
     def through(
         cls, time_s: FloatArray, lag_s: FloatArray, *, skew_ppm: float, span_s: tuple[float, float]
     ) -> ClockMap:
-        """Through lags at times of A, and on at one speed to the ends of the session and beyond."""
-        # The last lags of all are too near each other to say how fast it goes on.
+        """Through lags at times of A, extended at one speed to the ends of the session and beyond."""
+        # Neighbouring lags are too close together to give the speed of the extrapolation.
         ends_s = min(span_s[0], float(time_s[0]) - 1), max(span_s[1], float(time_s[-1]) + 1)
         before, after = (
             float(lag_s[k]) + 1e-6 * skew_ppm * (end_s - float(time_s[k]))
@@ -98,32 +97,32 @@ class ClockMap:
 
     @classmethod
     def constant(cls, lag_s: float, start_s: float, stop_s: float) -> ClockMap:
-        """One lag."""
+        """One lag throughout."""
         return cls.of_lags(np.array([start_s, stop_s]), np.full(2, lag_s))
 
 
-def _straight(x: FloatArray, known: FloatArray, values: FloatArray) -> FloatArray:
-    out = np.interp(x, known, values)
-    if known.size > 1:
-        for beyond, i, j in ((x < known[0], 0, 1), (x > known[-1], -1, -2)):
-            apart = known[j] - known[i]
-            slope = (values[j] - values[i]) / apart if abs(apart) > 1e-6 else 1.0
-            # A jump right at the end says nothing about what comes after it; the same one either way through the map.
-            slope = slope if 1 / MOST_SLOPE < slope < MOST_SLOPE else 1.0
-            out = np.where(beyond, values[i] + slope * (x - known[i]), out)
+def _interpolate(x: FloatArray, knots: FloatArray, values: FloatArray) -> FloatArray:
+    out = np.interp(x, knots, values)
+    if knots.size > 1:
+        for beyond, i, j in ((x < knots[0], 0, 1), (x > knots[-1], -1, -2)):
+            step = knots[j] - knots[i]
+            slope = (values[j] - values[i]) / step if abs(step) > 1e-6 else 1.0
+            # A jump at the very end gives no slope beyond it; the limits are the same in both directions of the map.
+            slope = slope if 1 / MAX_SLOPE < slope < MAX_SLOPE else 1.0
+            out = np.where(beyond, values[i] + slope * (x - knots[i]), out)
     return out
 
 
 @dataclass(frozen=True)
 class Jump:
-    """A lag that changed at once.
+    """A sudden change of the lag.
 
     Parameters
     ----------
     time_s, time_low_s, time_high_s : float
         When, on clock A, and a 95 % interval.
     size_s, size_low_s, size_high_s : float
-        By how much the lag grew, and a 95 % interval.
+        Increase of the lag, and a 95 % interval.
     """
 
     time_s: float
@@ -142,17 +141,17 @@ class ClockFit:
     ----------
     clock : ClockMap
     offset_s, skew_ppm : tuple of 3 float
-        Lag at the start of the session, and how fast B runs; each with both ends of a 95 % interval.
+        Lag at the start of the session, and relative speed of B; each with both ends of a 95 % interval.
     jumps : tuple of Jump
     half_width_s : float
-        Half of the widest 95 % interval of the fitted lag over the session; of a clock that follows the posterior, one
-        that nine in ten of its intervals are no wider than.
+        Half of the widest 95 % interval of the fitted lag over the session; of a clock that follows the posterior, the
+        90 % quantile of these half-widths.
     inlier : ndarray, shape (N,)
         Probability that each window agrees with the fit.
     score : float
-        Log evidence of the winner.
-    rival_s, rival_score : float
-        The best offset of another peak, at the start too, and its log evidence; where there are no jumps.
+        Penalised log-likelihood of the fit.
+    second_best_s, second_best_score : float
+        Offset (at the start) of the best other peak without a jump, and its log-likelihood relative to the best.
     """
 
     clock: ClockMap
@@ -162,25 +161,32 @@ class ClockFit:
     half_width_s: float
     inlier: FloatArray
     score: float
-    rival_s: float
-    rival_score: float
+    second_best_s: float
+    second_best_score: float
+
+    @classmethod
+    def without_errors(cls, clock: ClockMap) -> ClockFit:
+        """A clock that nothing supports: every estimate of it is NaN."""
+        nan = float("nan")
+        return cls(clock, (nan, nan, nan), (nan, nan, nan), (), nan, np.zeros(1), 0.0, nan, float("-inf"))
 
 
-def bounded(evidence_NG: FloatArray) -> FloatArray:
-    """Log of each window's posterior over uniform, its say bounded; zero where it says nothing."""
-    n = evidence_NG.shape[1]
-    return np.logaddexp(np.log1p(-OUTLIERS) + log_softmax(evidence_NG, axis=1) + np.log(n), np.log(OUTLIERS))
+def bounded_log_ratio(log_lik_NG: FloatArray) -> FloatArray:
+    """Log of each window's posterior over a uniform one, with bounded influence; zero for a window without evidence."""
+    n = log_lik_NG.shape[1]
+    log_posterior = log_softmax(log_lik_NG, axis=1)
+    return np.logaddexp(np.log1p(-OUTLIER_SHARE) + log_posterior + np.log(n), np.log(OUTLIER_SHARE))
 
 
 def fit_clock(
     time_s: FloatArray,
-    evidence_NG: FloatArray,
+    log_lik_NG: FloatArray,
     lag_s: FloatArray,
     *,
-    model: Model = "piecewise",
+    model: ClockModel = "piecewise",
     span_s: tuple[float, float],
     around_ppm: float = 0.0,
-    within_ppm: float = MOST_SKEW_PPM,
+    within_ppm: float = MAX_SKEW_PPM,
     fine: tuple[FloatArray, FloatArray] | None = None,
 ) -> ClockFit:
     """Fit a clock.
@@ -189,116 +195,151 @@ def fit_clock(
     ----------
     time_s : ndarray, shape (N,)
         Middle of each window, on A.
-    evidence_NG : ndarray, shape (N, G)
-        Log-likelihood of each lag in each window, up to a constant a window.
+    log_lik_NG : ndarray, shape (N, G)
+        Log-likelihood of each lag in each window, up to a constant per window.
     lag_s : ndarray, shape (G,)
         Evenly spaced.
     model : {"offset", "linear", "piecewise", "free"}
-        What the clock may do: differ, also run at another speed, also jump. "free" is fitted as "piecewise".
+        An offset; and a skew; and jumps. "free" is fitted as "piecewise".
     span_s : tuple of float
         Start and stop of the session on A.
     around_ppm, within_ppm : float
-        Skews to search.
+        Centre and half-width of the skews searched.
     fine : tuple of ndarray (n,) and ndarray (n, G), optional
-        Times and evidence of shorter windows, to place jumps by.
+        Times and log-likelihoods of shorter windows, from which jumps are timed.
     """
-    say = bounded(evidence_NG)
+    log_ratio = bounded_log_ratio(log_lik_NG)
     middle_s = 0.5 * (span_s[0] + span_s[1])
-    since = time_s - middle_s
+    since_s = time_s - middle_s
     step_s = float(lag_s[1] - lag_s[0])
     if model == "offset":
         skews: np.ndarray = np.zeros(1)
     else:
-        reach = max(float(np.ptp(time_s)), 1.0)
-        each = 1e6 * step_s / reach
-        n = min(MOST_SKEWS // 2, int(np.ceil(within_ppm / each)))
-        skews = around_ppm + each * np.arange(-n, n + 1)
-    price = np.log(max(2, len(say))) + np.log(lag_s.size)
-    best: tuple[float, float, np.ndarray] | None = None
+        each_ppm = 1e6 * step_s / max(float(np.ptp(time_s)), 1.0)
+        n = min(MAX_SKEWS // 2, int(np.ceil(within_ppm / each_ppm)))
+        skews = around_ppm + each_ppm * np.arange(-n, n + 1)
+    score, skew_ppm, path = -np.inf, 0.0, np.zeros(len(log_ratio), dtype=int)
     for skew in skews[np.argsort(np.abs(skews - around_ppm))]:
-        sheared = _sheared(say, 1e-6 * skew * since / step_s)
-        if model in ("offset", "linear"):
-            total = sheared.sum(0)
-            found = float(total.max()), np.full(len(say), int(total.argmax()))
-        else:
-            found = _steps(sheared, price)
-        # A skew must earn its keep, as a jump does.
-        worth = found[0] - (0.5 * np.log(max(2, len(say))) if skew != 0 else 0.0)
-        if best is None or worth > best[0]:
-            best = (worth, float(skew), found[1])
-    assert best is not None
-    score, skew, path = best
-    label = np.concatenate([[0], np.cumsum(np.diff(path) != 0)]).astype(np.int64)
-    while True:
-        offsets = lag_s[path[np.unique(label, return_index=True)[1]]]
-        fit = _refined(since, say, lag_s, label, offsets, 1e-6 * skew, with_skew=model != "offset")
-        weakest = _weakest_jump(fit, step_s)
-        if weakest is None:
-            break
-        label = label - (label > weakest)
-    rival_s, rival_score = _rival(_sheared(say, 1e-6 * skew * since / step_s), lag_s, label)
-    # Told where the offset is told, at the start.
-    rival_s += 1e-6 * skew * (span_s[0] - middle_s)
-    return _told(fit, time_s, say, lag_s, span_s, middle_s, score, rival_s, rival_score, fine)
+        sheared = _sheared(log_ratio, 1e-6 * skew * since_s / step_s)
+        found, found_path = _best_path(sheared, with_jumps=model not in ("offset", "linear"))
+        # A skew is one more parameter (BIC).
+        found -= 0.5 * np.log(max(2, len(log_ratio))) if skew != 0 else 0.0
+        if found > score:
+            score, skew_ppm, path = found, float(skew), found_path
+    segments = _segments(since_s, log_ratio, lag_s, path, 1e-6 * skew_ppm, with_skew=model != "offset")
+    second_s, second_score = _second_best(
+        _sheared(log_ratio, 1e-6 * skew_ppm * since_s / step_s), lag_s, segments.label
+    )
+    # Offsets are searched at the middle of the session and reported at its start.
+    second_s += 1e-6 * skew_ppm * (span_s[0] - middle_s)
+    timed = (time_s, log_ratio) if fine is None else (fine[0], bounded_log_ratio(fine[1]))
+    return replace(
+        _clock_fit(segments, time_s, timed, lag_s, span_s),
+        score=score,
+        second_best_s=second_s,
+        second_best_score=second_score,
+    )
 
 
-@dataclass
-class _Lines:
-    label: np.ndarray
-    theta: FloatArray  # offsets of all segments at the middle, then the skew as a share
-    cov: FloatArray
-    inlier: FloatArray
-
-
-def _sheared(say: FloatArray, by: FloatArray) -> FloatArray:
-    """Row i moved so that entry g holds what was at g + by[i]; nothing is said beyond the ends."""
-    width = say.shape[1]
+def _sheared(log_ratio: FloatArray, by: FloatArray) -> FloatArray:
+    """Row i moved so that entry g holds the value at g + by[i]; no information beyond the ends."""
+    width = log_ratio.shape[1]
     whole = np.floor(by).astype(int)
     part = (by - whole)[:, None]
     at = np.arange(width) + whole[:, None]
-    low = np.take_along_axis(say, np.clip(at, 0, width - 1), 1)
-    high = np.take_along_axis(say, np.clip(at + 1, 0, width - 1), 1)
+    low = np.take_along_axis(log_ratio, np.clip(at, 0, width - 1), 1)
+    high = np.take_along_axis(log_ratio, np.clip(at + 1, 0, width - 1), 1)
     out = (1 - part) * low + part * high
-    return np.where((at >= 0) & (at + 1 < width), out, np.log(OUTLIERS))
+    return np.where((at >= 0) & (at + 1 < width), out, np.log(OUTLIER_SHARE))
 
 
-def _steps(say: FloatArray, price: float) -> tuple[float, np.ndarray]:
-    """Best sequence of lags that stays, or changes at a price (Potts; Viterbi, exact)."""
-    best = say[0].copy()
-    came, tops = np.zeros(say.shape, dtype=bool), np.zeros(len(say), dtype=int)
-    for i in range(1, len(say)):
+def _best_path(log_ratio: FloatArray, *, with_jumps: bool) -> tuple[float, np.ndarray]:
+    """Score and lags, as indices, of the best sequence: constant, or with jumps at a penalty (Potts; exact Viterbi)."""
+    if not with_jumps:
+        total = log_ratio.sum(0)
+        return float(total.max()), np.full(len(log_ratio), int(total.argmax()))
+    penalty = np.log(max(2, len(log_ratio))) + np.log(log_ratio.shape[1])
+    best = log_ratio[0].copy()
+    jumps, tops = np.zeros(log_ratio.shape, dtype=bool), np.zeros(len(log_ratio), dtype=int)
+    for i in range(1, len(log_ratio)):
         tops[i] = best.argmax()
-        jumped = best[tops[i]] - price
-        came[i] = best < jumped
-        best = np.maximum(best, jumped) + say[i]
-    path = np.zeros(len(say), dtype=int)
+        after_jump = best[tops[i]] - penalty
+        jumps[i] = best < after_jump
+        best = np.maximum(best, after_jump) + log_ratio[i]
+    path = np.zeros(len(log_ratio), dtype=int)
     path[-1] = int(best.argmax())
-    for i in range(len(say) - 1, 0, -1):
-        path[i - 1] = tops[i] if came[i, path[i]] else path[i]
+    for i in range(len(log_ratio) - 1, 0, -1):
+        path[i - 1] = tops[i] if jumps[i, path[i]] else path[i]
     return float(best.max()), path
 
 
-def _refined(
-    since: FloatArray,
-    say: FloatArray,
+@dataclass
+class _Segments:
+    """A line per segment of the session, between jumps; all have one slope."""
+
+    label: np.ndarray  # segment of each window
+    theta: FloatArray  # offsets of all segments at the middle of the session, then the slope
+    cov: FloatArray
+    inlier: FloatArray
+
+    def line(self, segment: int, since_s: float) -> tuple[float, float]:
+        """Lag, `since_s` after the middle of the session, and its standard error."""
+        x = np.zeros(self.theta.size)
+        x[segment], x[-1] = 1, since_s
+        return self.contrast(x)
+
+    def jump(self, segment: int) -> tuple[float, float]:
+        """Increase of the lag at the start of a segment, and its standard error."""
+        x = np.zeros(self.theta.size)
+        x[segment - 1], x[segment] = -1, 1
+        return self.contrast(x)
+
+    def contrast(self, x: FloatArray) -> tuple[float, float]:
+        """A linear combination of the parameters, and its standard error."""
+        # Variances that rounding made negative are zero.
+        cov = self.cov + 1e-18 * np.eye(self.theta.size)
+        return float(x @ self.theta), float(x @ cov @ x) ** 0.5
+
+
+def _segments(
+    since_s: FloatArray,
+    log_ratio: FloatArray,
     lag_s: FloatArray,
-    label: np.ndarray,
-    offsets: FloatArray,
-    skew: float,
+    path: np.ndarray,
+    slope: float,
     *,
     with_skew: bool,
-) -> _Lines:
-    """Least squares through what each window says near the line, and its errors."""
+) -> _Segments:
+    """Lines near the best path, fitted anew after the removal of each jump that is too small for its error."""
+    label = np.concatenate([[0], np.cumsum(np.diff(path) != 0)]).astype(np.int64)
+    while True:
+        offsets = lag_s[path[np.unique(label, return_index=True)[1]]]
+        fit = _least_squares(since_s, log_ratio, lag_s, label, np.append(offsets, slope), with_skew=with_skew)
+        weakest = _weakest_jump(fit, float(lag_s[1] - lag_s[0]))
+        if weakest is None:
+            return fit
+        label = label - (label > weakest)
+
+
+def _least_squares(
+    since_s: FloatArray,
+    log_ratio: FloatArray,
+    lag_s: FloatArray,
+    label: np.ndarray,
+    theta: FloatArray,
+    *,
+    with_skew: bool,
+) -> _Segments:
+    """Weighted least squares through each window's posterior near the line, reweighted, from a start `theta`."""
     n_segments = label.max() + 1
-    design = np.zeros((len(since), n_segments + 1))
-    design[np.arange(len(since)), label] = 1
-    design[:, -1] = since if with_skew else 0.0
-    theta = np.append(offsets, skew)
-    p = np.exp(say)  # posterior over uniform
+    design = np.zeros((len(since_s), n_segments + 1))
+    design[np.arange(len(since_s)), label] = 1
+    design[:, -1] = since_s if with_skew else 0.0
+    ratio = np.exp(log_ratio)
     for _ in range(8):
         line = design @ theta
         near = np.abs(lag_s - line[:, None]) <= NEAR_S
-        mass = np.where(near, np.maximum(p - OUTLIERS, 0), 0)
+        mass = np.where(near, np.maximum(ratio - OUTLIER_SHARE, 0), 0)
         total = mass.sum(1)
         inlier = total / lag_s.size
         mean = np.where(total > 0, (mass * lag_s).sum(1) / np.maximum(total, 1e-12), line)
@@ -306,149 +347,139 @@ def _refined(
         var += (lag_s[1] - lag_s[0]) ** 2 / 12
         weight = np.where(total > 0, inlier / var, 0.0)
         theta = _solve(design, mean, weight, theta)
-    return _Lines(label, theta, _errors(design, mean, weight, theta), inlier)
+    return _Segments(label, theta, _covariance(design, mean, weight, theta), inlier)
 
 
 def _solve(design: FloatArray, y: FloatArray, weight: FloatArray, fallback: FloatArray) -> np.ndarray:
     gram = (design * weight[:, None]).T @ design
-    # What no window speaks about stays where it was.
+    # Parameters that no window constrains keep their value.
     ridge = 1e-9 * max(float(np.trace(gram)), 1e-9) * np.eye(len(gram))
     return np.linalg.solve(gram + ridge, (design * weight[:, None]).T @ y + ridge @ fallback)
 
 
-def _errors(design: FloatArray, y: FloatArray, weight: FloatArray, theta: FloatArray) -> np.ndarray:
-    """Covariance by leaving out stretches in turn, and never less than that of independent windows."""
+def _covariance(design: FloatArray, y: FloatArray, weight: FloatArray, theta: FloatArray) -> np.ndarray:
+    """Covariance by a jackknife over stretches, and never less than that of independent windows."""
     n = len(y)
     gram = (design * weight[:, None]).T @ design
-    # A column no window speaks about (a skew that is not fitted) has no error.
+    # A column that no window constrains (a skew that is not fitted) has no error.
     inverse = np.linalg.pinv(gram)
     spread = float((weight * (y - design @ theta) ** 2).sum() / max(1, n - design.shape[1]))
-    plain = inverse * max(1.0, spread)
-    groups = np.array_split(np.arange(n), min(N_LEFT_OUT, n))
+    independent = inverse * max(1.0, spread)
+    groups = np.array_split(np.arange(n), min(N_JACKKNIFE, n))
     if len(groups) < 5:
-        return plain
-    left = []
-    for g in groups:
-        w = weight.copy()
-        w[g] = 0
-        # A segment that lies in the stretch alone cannot be judged by leaving it out.
-        left.append(_solve(design, y, w, theta))
-    apart = np.array(left) - np.mean(left, axis=0)
-    jack = (len(groups) - 1) / len(groups) * apart.T @ apart
-    # Both are covariances; the larger scale of the two is kept.
-    grow = np.sqrt(np.maximum(1.0, np.diag(jack) / np.maximum(np.diag(plain), 1e-30)))
-    return plain * np.outer(grow, grow)
+        return independent
+    estimates = []
+    for group in groups:
+        kept = weight.copy()
+        kept[group] = 0
+        # A segment that lies within the omitted stretch keeps its value.
+        estimates.append(_solve(design, y, kept, theta))
+    apart = np.array(estimates) - np.mean(estimates, axis=0)
+    jackknife = (len(groups) - 1) / len(groups) * apart.T @ apart
+    scale = np.sqrt(np.maximum(1.0, np.diag(jackknife) / np.maximum(np.diag(independent), 1e-30)))
+    return independent * np.outer(scale, scale)
 
 
-def _weakest_jump(lines: _Lines, step_s: float) -> int | None:
-    """The segment after the jump that least deserves its name: no larger than a grid step, or than its error allows."""
-    size = np.diff(lines.theta[:-1])
+def _weakest_jump(segments: _Segments, step_s: float) -> int | None:
+    """The segment before the least significant jump, if that is within a grid step or within its error."""
+    size = np.diff(segments.theta[:-1])
     if not size.size:
         return None
-    var = np.diag(lines.cov)[:-1]
-    both = np.diag(lines.cov, 1)[: size.size]
-    z = np.abs(size) / np.sqrt(np.maximum(var[1:] + var[:-1] - 2 * both, 1e-18))
-    # Steps of a grid and windows surer than they should be are what small jumps are made of.
-    worth = np.where(np.abs(size) <= 1.5 * step_s, 0.0, z)
-    k = int(worth.argmin())
-    return k if worth[k] < LEAST_JUMP else None
+    var = np.diag(segments.cov)[:-1]
+    covariance = np.diag(segments.cov, 1)[: size.size]
+    z = np.abs(size) / np.sqrt(np.maximum(var[1:] + var[:-1] - 2 * covariance, 1e-18))
+    # The grid and overconfident windows produce small jumps of their own.
+    z = np.where(np.abs(size) <= 1.5 * step_s, 0.0, z)
+    k = int(z.argmin())
+    return k if z[k] < MIN_JUMP_Z else None
 
 
-def _rival(sheared: FloatArray, lag_s: FloatArray, label: np.ndarray) -> tuple[float, float]:
-    """The best other peak of the longest stretch without a jump, and how much less it explains than the best."""
-    mine = sheared[label == np.bincount(label).argmax()].sum(0)
-    apart = np.abs(lag_s - lag_s[mine.argmax()]) > NEAR_S
+def _second_best(sheared: FloatArray, lag_s: FloatArray, label: np.ndarray) -> tuple[float, float]:
+    """The best other peak of the longest segment, and its log-likelihood relative to the best."""
+    total = sheared[label == np.bincount(label).argmax()].sum(0)
+    apart = np.abs(lag_s - lag_s[total.argmax()]) > NEAR_S
     if not apart.any():
         return float("nan"), float("-inf")
-    other = np.where(apart, mine, -np.inf)
-    return float(lag_s[other.argmax()]), float(other.max() - mine.max())
+    other = np.where(apart, total, -np.inf)
+    return float(lag_s[other.argmax()]), float(other.max() - total.max())
 
 
-def _told(
-    lines: _Lines,
+def _clock_fit(
+    segments: _Segments,
     time_s: FloatArray,
-    say: FloatArray,
+    timed: tuple[FloatArray, FloatArray],
     lag_s: FloatArray,
     span_s: tuple[float, float],
-    middle_s: float,
-    score: float,
-    rival_s: float,
-    rival_score: float,
-    fine: tuple[FloatArray, FloatArray] | None,
 ) -> ClockFit:
-    # Tiny negative numbers are rounding.
-    theta, cov, label = lines.theta, lines.cov + 1e-18 * np.eye(lines.theta.size), lines.label
-    n = theta.size - 1
-    skew = float(theta[-1])
+    """The clock along all segments; jumps are timed by `timed`, times and log-ratios of windows."""
+    middle_s = 0.5 * (span_s[0] + span_s[1])
+    start_s, stop_s = (s - middle_s for s in span_s)
+    last = int(segments.label.max())
+    knots_s, lines, jumps = [span_s[0]], [segments.line(0, start_s)], []
+    for k in range(1, last + 1):
+        first = int(np.flatnonzero(segments.label == k)[0])
 
-    def at(segment: int, t: float) -> tuple[float, float]:
-        x = np.zeros(theta.size)
-        x[segment], x[-1] = 1, t - middle_s
-        return float(x @ theta), float(x @ cov @ x) ** 0.5
+        def before_after(at_s: float, k: int = k) -> tuple[float, float]:
+            return segments.line(k - 1, at_s - middle_s)[0], segments.line(k, at_s - middle_s)[0]
 
-    jumps, knots, lags = [], [span_s[0]], [at(0, span_s[0])[0]]
-    widths = [at(0, span_s[0])[1]]
-    for k in range(1, n):
-        first = int(np.flatnonzero(label == k)[0])
-        t, low, high = _placed(first, time_s, say, lag_s, fine, lambda s, k=k: (at(k - 1, s)[0], at(k, s)[0]))
-        x = np.zeros(theta.size)
-        x[k - 1], x[k] = -1, 1
-        size, error = float(x @ theta), float(x @ cov @ x) ** 0.5
-        jumps.append(Jump(t, low, high, size, size - WIDE * error, size + WIDE * error))
-        knots += [t, t]
-        lags += [at(k - 1, t)[0], at(k, t)[0]]
-        widths += [at(k - 1, t)[1], at(k, t)[1]]
-    knots.append(span_s[1])
-    lags.append(at(n - 1, span_s[1])[0])
-    widths.append(at(n - 1, span_s[1])[1])
-    offset, error = at(0, span_s[0])
-    skew_error = WIDE * 1e6 * float(cov[-1, -1]) ** 0.5
+        moment = _jump_time(first, time_s, timed, lag_s, before_after)
+        jumps.append(Jump(*moment, *_interval(*segments.jump(k))))
+        knots_s += [moment[0], moment[0]]
+        lines += [segments.line(k - 1, moment[0] - middle_s), segments.line(k, moment[0] - middle_s)]
+    knots_s.append(span_s[1])
+    lines.append(segments.line(last, stop_s))
+    skew, skew_error = segments.contrast(np.eye(last + 2)[-1])
     return ClockFit(
-        ClockMap.of_lags(np.array(knots), np.array(lags)),
-        (offset, offset - WIDE * error, offset + WIDE * error),
-        (1e6 * skew, 1e6 * skew - skew_error, 1e6 * skew + skew_error),
+        ClockMap.of_lags(np.array(knots_s), np.array([lag for lag, _ in lines])),
+        _interval(*lines[0]),
+        _interval(1e6 * skew, 1e6 * skew_error),
         tuple(jumps),
-        WIDE * max(widths),
-        lines.inlier,
-        score,
-        rival_s,
-        rival_score,
+        T_95 * max(error for _, error in lines),
+        segments.inlier,
+        float("nan"),
+        float("nan"),
+        float("nan"),
     )
 
 
-def _placed(
+def _interval(value: float, error: float) -> tuple[float, float, float]:
+    """A value, and both ends of its 95 % interval."""
+    return value, value - T_95 * error, value + T_95 * error
+
+
+def _jump_time(
     first: int,
     time_s: FloatArray,
-    say: FloatArray,
+    timed: tuple[FloatArray, FloatArray],
     lag_s: FloatArray,
-    fine: tuple[FloatArray, FloatArray] | None,
-    lines: Any,
+    before_after: Callable[[float], tuple[float, float]],
 ) -> tuple[float, float, float]:
-    """When a jump was: the moment before which windows prefer one line and after which they prefer the other."""
-    times = time_s if fine is None else fine[0]
+    """Time of a jump, and an interval: windows before it favour one line, windows after it the other.
+
+    The jump lies between windows `first` - 1 and `first`; `before_after` gives the lags on both lines at a time.
+    """
+    times, log_ratio = timed
     step_s = float(np.median(np.diff(time_s)))
     around_s = 0.5 * (time_s[first - 1] + time_s[first])
-    # Windows may lie far apart where nothing was recorded: those on both sides are asked all the same.
+    # Across a gap in the recording the windows on both of its sides are used.
     reach_s = 2.5 * step_s + 0.5 * (time_s[first] - time_s[first - 1])
     rows = np.flatnonzero(np.abs(times - around_s) <= reach_s)
-    says = say[rows] if fine is None else bounded(fine[1][rows])
     place = np.arange(lag_s.size)
-    before, after = np.array([lines(t) for t in times[rows]]).T
+    before, after = (np.array([before_after(t) for t in times[rows]]).T - lag_s[0]) / (lag_s[1] - lag_s[0])
     gain = np.array(
         [
-            np.interp((b - lag_s[0]) / (lag_s[1] - lag_s[0]), place, said)
-            - np.interp((a - lag_s[0]) / (lag_s[1] - lag_s[0]), place, said)
-            for said, b, a in zip(says, before, after, strict=True)
+            np.interp(b, place, row) - np.interp(a, place, row)
+            for row, b, a in zip(log_ratio[rows], before, after, strict=True)
         ]
     )
     # Entry k: the jump comes before row k.
     total = np.concatenate([[0.0], np.cumsum(gain)])
     each_s = float(np.median(np.diff(times[rows])))
-    beside = np.concatenate([[times[rows[0]] - each_s], times[rows], [times[rows[-1]] + each_s]])
+    edges_s = np.concatenate([[times[rows[0]] - each_s], times[rows], [times[rows[-1]] + each_s]])
     best = int(total.argmax())
-    likely = np.flatnonzero(total >= total.max() - SPLIT_NATS)
+    likely = np.flatnonzero(total >= total.max() - JUMP_TIME_NATS)
     return (
-        float(0.5 * (beside[best] + beside[best + 1])),
-        float(beside[likely[0]]),
-        float(beside[likely[-1] + 1]),
+        float(0.5 * (edges_s[best] + edges_s[best + 1])),
+        float(edges_s[likely[0]]),
+        float(edges_s[likely[-1] + 1]),
     )

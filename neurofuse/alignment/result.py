@@ -1,4 +1,4 @@
-"""In: a fitted clock and what it rests on. Out: an `Alignment` to read, save and apply; and how one is asked for."""
+"""In: a fitted clock and its evidence. Out: an `Alignment` to read, save and apply, or a refusal."""
 
 from __future__ import annotations
 
@@ -8,57 +8,18 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from neurofuse.alignment.clock_map import MODELS, ClockMap, Jump, Model
+from neurofuse.alignment.clock_map import ClockFit, ClockMap, Jump
+from neurofuse.config import AlignConfig
+from neurofuse.errors import NeurofuseError
 from neurofuse.html import card, trace
-from neurofuse.recording import NeurofuseError, Recording
+from neurofuse.recording import Recording
 
-Method = Literal["learned", "ridge", "xcorr", "gcc-phat", "pulses"]
-METHODS: tuple[Method, ...] = ("learned", "ridge", "xcorr", "gcc-phat", "pulses")
-
-
-@dataclass(frozen=True)
-class AlignConfig:
-    """How two clocks are aligned."""
-
-    # "learned": self-supervised attention; the others are baselines, see `neurofuse.alignment.baselines`.
-    method: Method = "learned"
-    # What B's clock may do: differ, also run at another speed, also jump, anything.
-    model: Model = "piecewise"
-    # Largest lag looked for, seconds.
-    max_lag_s: float = 5.0
-    # The network looks so far around the first clock, seconds.
-    search_s: float = 0.5
-    # Seconds of a window whose lag baselines look for.
-    window_s: float = 10.0
-    # Seconds a token; None takes 20 ms, or the recording's own bins where they are longer.
-    token_s: float | None = None
-    # The clock to align, where there are more than two.
-    clock: str | None = None
-    # Count movement as a signal of its clock.
-    use_movement: bool = True
-    # Mains frequency to remove from LFP.
-    line_hz: float | None = None
-    # Gradient steps at most.
-    n_steps: int = 400
-    seed: int = 0
-
-    def check(self) -> None:
-        """Refuse settings that no recording could satisfy."""
-        if self.method not in METHODS:
-            raise NeurofuseError(f"there is no method '{self.method}'; choose one of {', '.join(METHODS)}.")
-        if self.model not in MODELS:
-            raise NeurofuseError(
-                f"there is no clock model '{self.model}'; choose one of {', '.join(MODELS)}."
-            )
-        for name in ("max_lag_s", "search_s", "window_s", "n_steps"):
-            value = getattr(self, name)
-            if not 0 < value < float("inf"):
-                raise NeurofuseError(f"{name} must be a positive number, got {value:g}.")
+Status = Literal["aligned", "ambiguous", "refused"]
 
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """The map between two clocks, and how far it is to be trusted.
+    """The map between two clocks, and how reliable it is.
 
     Parameters
     ----------
@@ -66,26 +27,30 @@ class Alignment:
         Names of the clocks; the map leads from B to A.
     status : {"aligned", "ambiguous", "refused"}
     verdict : str
-        The same in a sentence.
+        The status in a sentence.
     clock : ClockMap
-        `clock.to_a(stamps on B)`, and back. The best guess, whatever the status.
+        `clock.to_a(stamps on B)`, and back. The best estimate, whatever the status.
     model : str
     method : str
     offset_s, skew_ppm : tuple of 3 float
-        Lag (stamp on B minus time on A) at the start of the session, and how fast B runs, each with a 95 % interval.
+        Lag (stamp on B minus time on A) at the start of the session, and relative speed of B, each with a 95 %
+        interval.
     jumps : tuple of Jump
     half_width_s : float
         Half of the widest 95 % interval of the map over the session.
     lag : Dataset, dims (clock, time, lag)
-        Over the session: `posterior`, `lag_mean_s`, `lag_q05_s`, `lag_q95_s`, `match`, `fitted_lag_s`, `trusted`.
+        Over the session: `posterior`, `lag_mean_s`, `lag_q05_s`, `lag_q95_s`, `p_matched`, `fitted_lag_s`, and
+        `trusted`, whether the posterior confirms the fitted clock.
     evidence : dict
-        What the verdict rests on.
+        Numbers that the verdict rests on.
     warnings : tuple of str
+    recording : Recording, optional
+        What was aligned, after the split of units and the planted error.
     """
 
     clock_a: str
     clock_b: str
-    status: Literal["aligned", "ambiguous", "refused"]
+    status: Status
     verdict: str
     clock: ClockMap
     model: str
@@ -97,9 +62,45 @@ class Alignment:
     lag: xr.Dataset
     evidence: dict[str, float]
     warnings: tuple[str, ...] = ()
+    recording: Recording | None = None
 
-    def apply(self, recording: Recording) -> Recording:
-        """The recording with everything of clock B re-timed to clock A."""
+    @classmethod
+    def of(
+        cls,
+        recording: Recording,
+        clocks: tuple[str, str],
+        config: AlignConfig,
+        fit: ClockFit,
+        lag: xr.Dataset,
+        *,
+        status: Status,
+        verdict: str,
+        evidence: dict[str, float],
+        warnings: tuple[str, ...] = (),
+    ) -> Alignment:
+        """Of a fitted clock."""
+        return cls(
+            *clocks,
+            status=status,
+            verdict=verdict,
+            clock=fit.clock,
+            model=config.model,
+            method=config.method,
+            offset_s=fit.offset_s,
+            skew_ppm=fit.skew_ppm,
+            jumps=fit.jumps,
+            half_width_s=fit.half_width_s,
+            lag=lag,
+            evidence=evidence,
+            warnings=warnings,
+            recording=recording,
+        )
+
+    def apply(self, recording: Recording | None = None) -> Recording:
+        """A recording, by default the one that was aligned, with everything of clock B re-timed to clock A."""
+        recording = self.recording if recording is None else recording
+        if recording is None:
+            raise NeurofuseError("this alignment holds no recording; give the one to re-time.")
         moved = recording.retimed(
             self.clock_b,
             self.clock.to_a,
@@ -111,7 +112,7 @@ class Alignment:
         return moved.but(streams=streams)
 
     def _repr_html_(self) -> str:
-        def told(x: tuple[float, float, float], scale: float, unit: str) -> str:
+        def interval(x: tuple[float, float, float], scale: float, unit: str) -> str:
             return f"{scale * x[0]:.5g} {unit} ({scale * x[1]:.5g} to {scale * x[2]:.5g})"
 
         one = self.lag.isel(clock=0)
@@ -119,8 +120,8 @@ class Alignment:
             f"Clock '{self.clock_b}' against '{self.clock_a}': {self.status}",
             facts=[
                 ("verdict", self.verdict),
-                ("lag at the start", told(self.offset_s, 1000.0, "ms")),
-                ("skew", told(self.skew_ppm, 1.0, "ppm")),
+                ("lag at the start", interval(self.offset_s, 1000.0, "ms")),
+                ("skew", interval(self.skew_ppm, 1.0, "ppm")),
                 ("method", f"{self.method}, clock {self.model}"),
                 ("trusted", f"{100 * float(one['trusted'].mean()):.0f} % of the session"),
                 ("lag, mean and 90 %", trace(*(one[f"lag_{k}_s"].values for k in ("mean", "q05", "q95")))),
@@ -141,14 +142,14 @@ class Alignment:
     def as_dict(self) -> dict[str, Any]:
         """Everything but the posterior, JSON-safe."""
 
-        def plain(value: float) -> float | None:
+        def finite(value: float) -> float | None:
             return float(value) if np.isfinite(value) else None
 
         def three(x: tuple[float, float, float]) -> dict[str, float | None]:
-            return {"value": plain(x[0]), "low": plain(x[1]), "high": plain(x[2])}
+            return {"value": finite(x[0]), "low": finite(x[1]), "high": finite(x[2])}
 
         return {
-            "layout": "neurofuse-alignment-1",
+            "layout": "neurofuse-alignment-2",
             "clock_a": self.clock_a,
             "clock_b": self.clock_b,
             "status": self.status,
@@ -157,17 +158,17 @@ class Alignment:
             "model": self.model,
             "offset_s": three(self.offset_s),
             "skew_ppm": three(self.skew_ppm),
-            "jumps": [{k: plain(v) for k, v in asdict(j).items()} for j in self.jumps],
-            "half_width_s": plain(self.half_width_s),
-            "trusted_share": plain(float(self.lag["trusted"].mean())),
+            "jumps": [{k: finite(v) for k, v in asdict(j).items()} for j in self.jumps],
+            "half_width_s": finite(self.half_width_s),
+            "trusted_share": finite(float(self.lag["trusted"].mean())),
             "map": {"a_s": self.clock.a_s.tolist(), "b_s": self.clock.b_s.tolist()},
-            "evidence": {k: plain(v) for k, v in self.evidence.items()},
+            "evidence": {k: finite(v) for k, v in self.evidence.items()},
             "warnings": list(self.warnings),
         }
 
 
 class AlignmentRefused(NeurofuseError):
-    """Two streams that show no sign of belonging together; `alignment` holds what was found all the same."""
+    """The streams of two clocks share no detectable signal; `alignment` holds the best estimate all the same."""
 
     def __init__(self, alignment: Alignment) -> None:
         super().__init__(alignment.verdict)

@@ -1,1 +1,3 @@
-"""The decoders: one contract, a family of ways to fuse streams whose clocks may disagree."""
+"""Decoders of one contract. The registry is imported with any of them, so that every decoder can be read from disk."""
+
+import neurofuse.decoders.registry  # noqa: F401

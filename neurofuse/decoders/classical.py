@@ -1,4 +1,4 @@
-"""In: tokens of all clocks. Out: movement by the two classics beside ridge: a Wiener cascade and a Kalman filter."""
+"""In: tokens of all clocks. Out: movement by two classical decoders: a Wiener cascade and a Kalman filter."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from neurofuse.decoders.base import Prediction
-from neurofuse.decoders.ridge import CHUNK, RidgeDecoder, lagged, some_windows, standard
+from neurofuse.decoders.ridge import CHUNK, RidgeDecoder, lagged, some_windows
+from neurofuse.decoders.scale import standard
 from neurofuse.windows import Batch, Windows
 
 # Degrees of the polynomial tried on the validation stretch; 1 leaves the Wiener filter as it is, but for its gain.
 DEGREES = (1, 2, 3, 4, 5)
-# By how much observation noise is raised, tried on the validation stretch: noise of neighbouring tokens is
-# correlated, which the filter does not know, so that it trusts them too much.
+# Factors on the observation noise, tried on the validation stretch: the filter assumes noise independent between
+# tokens, and it is correlated, so that without a factor observations weigh too much.
 NOISE_FACTORS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-# Principal components a clock, tried on the validation stretch.
+# Principal components per clock, tried on the validation stretch.
 COMPONENTS = (20, 40, 80)
 # Keeps covariances invertible: movement follows from its past and its derivative without noise of its own.
 JITTER = 1e-6
@@ -24,8 +25,8 @@ JITTER = 1e-6
 class WienerCascadeDecoder(RidgeDecoder):
     """A Wiener filter (the ridge on lagged tokens), then a static polynomial of each axis.
 
-    The polynomial is fitted by least squares to what the filter says on the training windows; the degree that
-    does best on the validation stretch is kept for each axis. For parameters see `RidgeDecoder`. Source:
+    The polynomial is fitted by least squares to the filter's output on the training windows; the degree of least
+    error on the validation stretch is kept for each axis. For parameters see `RidgeDecoder`. Source:
     Pohlmeyer et al. (2007), J. Neural Eng. 4:162.
     """
 
@@ -36,29 +37,30 @@ class WienerCascadeDecoder(RidgeDecoder):
         """Learned numbers."""
         return super().n_parameters_ + sum(d + 1 for d in self.degree_)
 
-    def _learn(
-        self, design: np.ndarray, wanted: np.ndarray, held_design: np.ndarray, held: np.ndarray
+    def _solve(
+        self, design: np.ndarray, target: np.ndarray, check_design: np.ndarray, check_target: np.ndarray
     ) -> None:
-        offset = wanted.mean(axis=0)
-        super()._learn(design, wanted, held_design, held)
-        said = design @ self.ridge_.weights.T + offset  # the fit has centred the columns
-        held_said = super()._read(held_design)
-        # Beyond what it was fitted on a polynomial runs away.
-        self.bounds_ = np.stack([said.min(axis=0), said.max(axis=0)]).astype(np.float32)
-        self.coefficients_ = np.zeros((wanted.shape[1], max(DEGREES) + 1), dtype=np.float32)
+        offset = target.mean(axis=0)
+        super()._solve(design, target, check_design, check_target)
+        linear = design @ self.ridge_.weights.T + offset  # the fit has centred the columns
+        check_linear = super()._apply(check_design)
+        # A polynomial diverges outside the range that it was fitted on.
+        self.bounds_ = np.stack([linear.min(axis=0), linear.max(axis=0)]).astype(np.float32)
+        self.coefficients_ = np.zeros((target.shape[1], max(DEGREES) + 1), dtype=np.float32)
         self.degree_: list[int] = []
-        for axis in range(wanted.shape[1]):
-            tried = [np.polynomial.polynomial.polyfit(said[:, axis], wanted[:, axis], d) for d in DEGREES]
-            inside = np.clip(held_said[:, axis], *self.bounds_[:, axis])
+        for axis in range(target.shape[1]):
+            tried = [np.polynomial.polynomial.polyfit(linear[:, axis], target[:, axis], d) for d in DEGREES]
+            inside = np.clip(check_linear[:, axis], *self.bounds_[:, axis])
             error = [
-                np.mean((np.polynomial.polynomial.polyval(inside, c) - held[:, axis]) ** 2) for c in tried
+                np.mean((np.polynomial.polynomial.polyval(inside, c) - check_target[:, axis]) ** 2)
+                for c in tried
             ]
             best = int(np.argmin(error))
             self.degree_.append(DEGREES[best])
             self.coefficients_[axis, : DEGREES[best] + 1] = tried[best]
 
-    def _read(self, design: np.ndarray) -> np.ndarray:
-        linear = np.clip(super()._read(design), *self.bounds_)
+    def _apply(self, design: np.ndarray) -> np.ndarray:
+        linear = np.clip(super()._apply(design), *self.bounds_)
         return np.stack(
             [
                 np.polynomial.polynomial.polyval(linear[..., k], c)
@@ -67,22 +69,22 @@ class WienerCascadeDecoder(RidgeDecoder):
             axis=-1,
         )
 
-    def _state(self) -> dict[str, np.ndarray]:
-        return super()._state() | {
+    def state(self) -> dict[str, np.ndarray]:
+        return super().state() | {
             "bounds": self.bounds_,
             "coefficients": self.coefficients_,
             "degree": np.array(self.degree_, dtype=np.int64),
         }
 
-    def _restore(self, state: dict[str, np.ndarray]) -> None:
-        super()._restore(state)
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        super().restore(state)
         self.bounds_, self.coefficients_ = state["bounds"], state["coefficients"]
         self.degree_ = state["degree"].tolist()
 
 
 @dataclass(frozen=True, eq=False)
 class StateSpace:
-    """A linear-Gaussian state space: x' = A x + w, y = C x + v, with x about N(0, P) when nothing was seen.
+    """A linear-Gaussian state space: x' = A x + w, y = C x + v, and x ~ N(0, P) before any observation.
 
     Parameters
     ----------
@@ -105,15 +107,15 @@ class StateSpace:
     start: np.ndarray
 
     def states(
-        self, seen_BTO: np.ndarray, there_BTO: np.ndarray, *, smooth: bool, noise: float = 1.0
+        self, y_BTO: np.ndarray, observed_BTO: np.ndarray, *, smooth: bool, noise: float = 1.0
     ) -> np.ndarray:
         """Mean of the state at every moment of many sequences: Kalman filter, or Rauch-Tung-Striebel smoother.
 
         Parameters
         ----------
-        seen_BTO : ndarray, shape (n_sequences, n_steps, n_observations)
-        there_BTO : bool ndarray of the same shape
-            Observations that were made; the others do not count.
+        y_BTO : ndarray, shape (n_sequences, n_steps, n_observations)
+        observed_BTO : bool ndarray of the same shape
+            Observations that were made; the others are ignored.
         smooth : bool
             Use the whole sequence rather than its past.
         noise : float
@@ -123,21 +125,22 @@ class StateSpace:
         -------
         float64 ndarray, shape (n_sequences, n_steps, n_states)
         """
-        n_steps, n_states = seen_BTO.shape[1], len(self.move)
-        # What observations say is summed into the state's own dimensions before any recursion runs.
-        patterns, which = np.unique(there_BTO.reshape(-1, there_BTO.shape[-1]), axis=0, return_inverse=True)
-        which = which.reshape(there_BTO.shape[:2])
+        n_steps, n_states = y_BTO.shape[1], len(self.move)
+        # Observations are projected onto the state's dimensions once, before any recursion.
+        flat = observed_BTO.reshape(-1, observed_BTO.shape[-1])
+        patterns, which = np.unique(flat, axis=0, return_inverse=True)
+        which = which.reshape(observed_BTO.shape[:2])
         weight = np.zeros((len(patterns), n_states, n_states))
-        said = np.zeros((*which.shape, n_states))
+        projected = np.zeros((*which.shape, n_states))
         for k, on in enumerate(patterns):
             if not on.any():
                 continue
             gain = np.linalg.solve(noise * self.observe_noise[np.ix_(on, on)], self.observe[on])
             weight[k] = self.observe[on].T @ gain
             here = which == k
-            said[here] = seen_BTO[here][:, on] @ gain
-        mean = np.zeros((len(said), n_states))
-        cov = np.broadcast_to(self.start, (len(said), n_states, n_states))
+            projected[here] = y_BTO[here][:, on] @ gain
+        mean = np.zeros((len(which), n_states))
+        cov = np.broadcast_to(self.start, (len(which), n_states, n_states))
         ahead, ahead_cov, now, now_cov = [], [], [], []
         for t in range(n_steps):
             if t:
@@ -145,9 +148,10 @@ class StateSpace:
                 cov = self.move @ cov @ self.move.T + self.move_noise
             ahead.append(mean)
             ahead_cov.append(cov)
-            heard = weight[which[:, t]]
-            cov = np.linalg.inv(np.linalg.inv(cov) + heard)
-            mean = mean + np.einsum("bij,bj->bi", cov, said[:, t] - np.einsum("bij,bj->bi", heard, mean))
+            information = weight[which[:, t]]
+            cov = np.linalg.inv(np.linalg.inv(cov) + information)
+            innovation = projected[:, t] - np.einsum("bij,bj->bi", information, mean)
+            mean = mean + np.einsum("bij,bj->bi", cov, innovation)
             now.append(mean)
             now_cov.append(cov)
         if smooth:
@@ -157,19 +161,19 @@ class StateSpace:
         return np.stack(now, axis=1)
 
 
-def fit_state_space(state_NTS: np.ndarray, seen_NTO: np.ndarray) -> StateSpace:
+def fit_state_space(state_NTS: np.ndarray, y_NTO: np.ndarray) -> StateSpace:
     """Least squares over sequences in which states are known; steps at which they are NaN are left out."""
     known = np.isfinite(state_NTS).all(axis=-1)
     both = known[:, 1:] & known[:, :-1]
     before, after = state_NTS[:, :-1][both], state_NTS[:, 1:][both]
-    x, y = state_NTS[known], seen_NTO[known].astype(np.float64)
+    x, y = state_NTS[known], y_NTO[known].astype(np.float64)
     start = x.T @ x / len(x)
     move = np.linalg.lstsq(before, after, rcond=None)[0].T
     left = after - before @ move.T
     observe = np.linalg.lstsq(x, y, rcond=None)[0].T
-    missed = y - x @ observe.T
+    residual = y - x @ observe.T
     small = JITTER * np.trace(start) / len(start) * np.eye(len(start))
-    noise = missed.T @ missed / len(y)
+    noise = residual.T @ residual / len(y)
     return StateSpace(
         move,
         left.T @ left / len(left) + small,
@@ -182,16 +186,16 @@ def fit_state_space(state_NTS: np.ndarray, seen_NTO: np.ndarray) -> StateSpace:
 class KalmanDecoder(RidgeDecoder):
     """Linear-Gaussian state space: movement and its derivatives are the state, tokens of all clocks observe it.
 
-    Fitted by least squares. Observations are each clock's tokens at the lags that ridge takes, brought down to
-    their `n_components` strongest principal components. A filter when causal, a Rauch-Tung-Striebel smoother
-    else. Source: Wu et al. (2006), Neural Comput. 18:80.
+    Fitted by least squares. Observations are the `n_components` strongest principal components of each clock's tokens
+    at the lags that ridge takes. A filter when causal, a Rauch-Tung-Striebel smoother otherwise. Source:
+    Wu et al. (2006), Neural Comput. 18:80.
 
     Parameters
     ----------
     n_derivatives : int
         Derivatives of the movement in the state; 1 adds velocity to position, or acceleration to velocity.
     n_components : int, optional
-        Observations a clock; by default as many as do best on the validation stretch.
+        Observations per clock; by default as many as give the least error on the validation stretch.
     **more
         See `RidgeDecoder`; `context_s` is the reach of the anchor's lags.
     """
@@ -222,8 +226,8 @@ class KalmanDecoder(RidgeDecoder):
         self, X: Windows, y: np.ndarray | None = None, *, validation: Windows | None = None
     ) -> KalmanDecoder:
         """Principal components, then the state space; their number and its noise chosen on the validation stretch."""
-        X, target, check, check_target = self._parts(X, y, validation)
-        self._learn_scales(X, target)
+        X, target, check, check_target = self.training_parts(X, y, validation)
+        self.learn_scales(X, target)
         self.lags_ = self._choose_lags(X)
         rows = some_windows(X, self.n_draws)
         batch = X.batch(rows, rng=np.random.default_rng([self.seed, 2]))
@@ -232,17 +236,16 @@ class KalmanDecoder(RidgeDecoder):
         self.middles_ = [c.mean(axis=0) for c in flat]
         counts = COMPONENTS if self.n_components is None else (self.n_components,)
         widest = [_principal(c - m, max(counts)) for c, m in zip(flat, self.middles_, strict=True)]
-        scaled = (target[rows] - self.movement_scale_.mean) / self.movement_scale_.std
-        states = self._states(scaled)
-        true = (check_target - self.movement_scale_.mean) / self.movement_scale_.std
-        there = np.isfinite(true).all(axis=-1)
-        held = check.batch(slice(None))
+        states = self._states(self.movement_scale_.to_standard(target[rows]))
+        scaled = self.movement_scale_.to_standard(check_target)
+        known = np.isfinite(scaled).all(axis=-1)
+        check_batch = check.batch(slice(None))
         least = np.inf
         for n in counts:
             self.bases_ = [basis[:, :n] for basis in widest]
             self.space_ = fit_state_space(states, self._observe(batch, spare=0)[0])
             for factor in NOISE_FACTORS:
-                error = float(np.mean((self._run(held, factor) - true)[there] ** 2))
+                error = float(np.mean((self._run(check_batch, factor) - scaled)[known] ** 2))
                 if error < least:
                     least, kept = error, (self.bases_, self.space_, factor)
         self.bases_, self.space_, self.noise_ = kept
@@ -250,10 +253,9 @@ class KalmanDecoder(RidgeDecoder):
 
     def decode(self, X: Windows) -> Prediction:
         """Movement of some windows."""
-        self._check_like_training(X)
+        self.check_windows(X)
         out = [self._run(X.batch(slice(k, k + CHUNK)), self.noise_) for k in range(0, len(X), CHUNK)]
-        said = np.concatenate(out) * self.movement_scale_.std + self.movement_scale_.mean
-        return Prediction(said.astype(np.float32))
+        return Prediction(self.movement_scale_.from_standard(np.concatenate(out)).astype(np.float32))
 
     def _states(self, movement_NTA: np.ndarray) -> np.ndarray:
         """Movement and its backward differences, NaN where the window does not reach back far enough."""
@@ -272,23 +274,23 @@ class KalmanDecoder(RidgeDecoder):
         return columns, np.stack([p[:, steps] for p in batch.present], axis=-1)
 
     def _observe(self, batch: Batch, spare: int) -> tuple[np.ndarray, np.ndarray]:
-        columns, there = self._columns(batch, spare)
-        seen = [(c - m) @ b for c, m, b in zip(columns, self.middles_, self.bases_, strict=True)]
-        return np.concatenate(seen, axis=-1), np.repeat(there, [b.shape[1] for b in self.bases_], axis=-1)
+        columns, present = self._columns(batch, spare)
+        y = [(c - m) @ b for c, m, b in zip(columns, self.middles_, self.bases_, strict=True)]
+        return np.concatenate(y, axis=-1), np.repeat(present, [b.shape[1] for b in self.bases_], axis=-1)
 
     def _run(self, batch: Batch, noise: float) -> np.ndarray:
-        # Sequences begin before the window, so that what was seen there has settled the state.
+        # Sequences begin before the window, so that the state has settled where the window begins.
         spare = batch.reach - max(int(np.abs(lags).max()) for lags in self.lags_)
         state = self.space_.states(*self._observe(batch, spare), smooth=not self.causal, noise=noise)
         return state[:, spare : state.shape[1] - spare, : self.n_axes_]
 
-    def _state(self) -> dict[str, np.ndarray]:
+    def state(self) -> dict[str, np.ndarray]:
         out = {f"space.{name}": value for name, value in vars(self.space_).items()}
         for k, (lags, middle, basis) in enumerate(zip(self.lags_, self.middles_, self.bases_, strict=True)):
             out |= {f"lags{k}": lags, f"middle{k}": middle, f"basis{k}": basis}
         return out | {"noise": np.array([self.noise_])}
 
-    def _restore(self, state: dict[str, np.ndarray]) -> None:
+    def restore(self, state: dict[str, np.ndarray]) -> None:
         self.space_ = StateSpace(
             **{n.removeprefix("space."): v for n, v in state.items() if n.startswith("space.")}
         )
@@ -300,7 +302,7 @@ class KalmanDecoder(RidgeDecoder):
 
 
 def _principal(centred: np.ndarray, n: int) -> np.ndarray:
-    """The strongest principal components of some rows, as columns scaled to unit variance."""
+    """Strongest principal components of some rows, as columns that give unit variance."""
     values, vectors = np.linalg.eigh(centred.T.astype(np.float64) @ centred / len(centred))
     kept = np.argsort(values)[::-1][:n]
     kept = kept[values[kept] > 1e-9 * values.max()]

@@ -1,8 +1,8 @@
 """In: tokens of all clocks. Out: movement from one network over all of them stacked: early fusion.
 
-Four networks, one idea: the clocks are taken at their word. Each reads every clock over the lags that the tracking
+Four networks with one assumption: that the clocks agree. Each reads every clock over the lags that the tracking
 decoders search. Causal ones read the anchor up to the present and other clocks, as those decoders do, up to
-stamps that are the largest lag ahead.
+time stamps that are the largest lag ahead.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurofuse.decoders.neural import TorchDecoder
+from neurofuse.errors import NeurofuseError
 from neurofuse.nets.encoders import MovementHead, SeededDropout, StreamEncoder, encode
-from neurofuse.recording import NeurofuseError
 
-# Tokens seen to each side where there is no lag to cover.
+# Tokens read to each side where there is no lag to cover.
 NEAR_TOKENS = 14
-# More inputs than this a moment make a flattened window slow and no better; neighbouring tokens are averaged.
+# More inputs per moment make a flattened window slow and no better; neighbouring tokens are averaged.
 MOST_INPUTS = 4096
 
 
 def delayed(x: Tensor, n: int) -> Tensor:
-    """Tokens `n` steps behind their place; shape (B, W, ...), zero (absent) where nothing came before."""
+    """Tokens `n` steps behind their place; shape (B, W, ...), zero (absent) before the first one."""
     return torch.cat([torch.zeros_like(x[:, :n]), x[:, : x.shape[1] - n]], 1) if n else x
 
 
@@ -41,10 +41,10 @@ def stacked(
     -------
     stacked_BWU, anywhere_BW
     """
-    behind = [0 if k else late for k in clocks]
-    there = torch.stack([delayed(present[k], n) for k, n in zip(clocks, behind, strict=True)], -1)
-    inputs = [delayed(values[k], n) for k, n in zip(clocks, behind, strict=True)]
-    return torch.cat([*inputs, there.to(inputs[0].dtype)], -1), there.any(-1)
+    delays = [0 if k else late for k in clocks]
+    recorded = torch.stack([delayed(present[k], n) for k, n in zip(clocks, delays, strict=True)], -1)
+    inputs = [delayed(values[k], n) for k, n in zip(clocks, delays, strict=True)]
+    return torch.cat([*inputs, recorded.to(inputs[0].dtype)], -1), recorded.any(-1)
 
 
 def inner(x_BWD: Tensor, reach: int, late: int) -> Tensor:
@@ -53,7 +53,7 @@ def inner(x_BWD: Tensor, reach: int, late: int) -> Tensor:
 
 
 class EarlyNetwork(nn.Module):
-    """Concatenate, convolve with growing dilation, read out."""
+    """Concatenation, convolutions of growing dilation, a linear map to movement."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class EarlyDecoder(TorchDecoder):
     Parameters
     ----------
     kernel : int
-        Tokens seen by a convolution.
+        Tokens per convolution.
     **training
         See `TorchDecoder`.
     """
@@ -111,7 +111,7 @@ class EarlyDecoder(TorchDecoder):
         """The clocks that are read; the anchor is 0."""
         return range(n_clocks)
 
-    def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> EarlyNetwork:
+    def build_network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> EarlyNetwork:
         return EarlyNetwork(
             n_inputs,
             n_axes,
@@ -119,7 +119,7 @@ class EarlyDecoder(TorchDecoder):
             late=max_lag if self.causal else 0,
             width=self.width,
             kernel=self.kernel,
-            # A causal convolution sees behind it what a centred one sees on both sides.
+            # A causal convolution reads behind it as far as a centred one to both sides.
             dilations=dilations_over(max(max_lag, NEAR_TOKENS), self.kernel),
             dropout=self.dropout,
             causal=self.causal,
@@ -127,7 +127,7 @@ class EarlyDecoder(TorchDecoder):
 
 
 def dilations_over(reach: int, kernel: int) -> tuple[int, ...]:
-    """Doubling dilations whose convolutions together see `reach` tokens to each side."""
+    """Doubling dilations whose convolutions together read `reach` tokens to each side."""
     out: list[int] = []
     while sum(out) * (kernel // 2) < reach:
         out.append(2 ** len(out))
@@ -137,8 +137,8 @@ def dilations_over(reach: int, kernel: int) -> tuple[int, ...]:
 class WindowNetwork(nn.Module):
     """All tokens within `side` of a moment, flattened, through a multilayer perceptron.
 
-    Where they are more than `MOST_INPUTS`, neighbouring tokens are averaged in groups of equal size, near lags
-    like far ones: under an unknown lag no lag of another clock is nearer than another.
+    Where they are more than `MOST_INPUTS`, neighbouring tokens are averaged in groups of equal size, at near lags as
+    at far ones: where the lag is unknown, all lags of another clock are equally near.
     """
 
     def __init__(
@@ -162,22 +162,22 @@ class WindowNetwork(nn.Module):
         span = n_groups * self.pool - 1
         self.pad = (span, 0) if causal else (span - span // 2, span // 2)
         self.drop = SeededDropout(dropout)
-        # A linear layer on the flattened window is a convolution with a kernel as long as it.
-        self.enter = nn.Conv1d(n_features, width, n_groups, dilation=self.pool)
+        # A linear layer on the flattened window is a convolution whose kernel is as long as the window.
+        self.input = nn.Conv1d(n_features, width, n_groups, dilation=self.pool)
         self.norm = nn.LayerNorm(width)
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(n_layers - 1))
-        self.leave = nn.Linear(width, n_axes)
+        self.output = nn.Linear(width, n_axes)
 
     def forward(self, values: list[Tensor], present: list[Tensor], reach: int) -> tuple[Tensor, None]:
         inputs, _ = stacked(values, present, clocks=range(len(values)), late=self.late)
         x_BUW = F.pad(self.drop(inputs).transpose(1, 2), self.pad)
         if self.pool > 1:
             x_BUW = F.avg_pool1d(x_BUW, self.pool, stride=1)
-        h_BTD = inner(self.enter(x_BUW).transpose(1, 2), reach, self.late)
+        h_BTD = inner(self.input(x_BUW).transpose(1, 2), reach, self.late)
         h_BTD = self.drop(F.gelu(self.norm(h_BTD)))
         for layer in self.layers:
             h_BTD = self.drop(F.gelu(layer(h_BTD)))
-        return self.leave(h_BTD), None
+        return self.output(h_BTD), None
 
 
 class EarlyMLPDecoder(TorchDecoder):
@@ -199,7 +199,7 @@ class EarlyMLPDecoder(TorchDecoder):
         super().__init__(width=width, dropout=dropout, **training)
         self.n_layers = n_layers
 
-    def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> WindowNetwork:
+    def build_network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> WindowNetwork:
         return WindowNetwork(
             n_inputs,
             n_axes,
@@ -224,18 +224,18 @@ class JointAttention(nn.Module):
         self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
         self.drop = SeededDropout(dropout)
 
-    def forward(self, x_BND: Tensor, turn: tuple[Tensor, Tensor], seen_NN: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, turn: tuple[Tensor, Tensor], mask_NN: Tensor) -> Tensor:
         qkv = self.qkv(self.norm_attend(x_BND)).unflatten(-1, (3, self.n_heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         read = F.scaled_dot_product_attention(
-            rotated(query, *turn), rotated(key, *turn), value, attn_mask=seen_NN
+            rotated(query, *turn), rotated(key, *turn), value, attn_mask=mask_NN
         )
         x_BND = x_BND + self.drop(self.mix(read.transpose(1, 2).flatten(-2)))
         return x_BND + self.drop(self.down(F.gelu(self.up(self.norm_feed(x_BND)))))
 
 
 def turns(place_N: Tensor, head_width: int, reach: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine by which queries and keys are turned, so that their product knows the time between them.
+    """Cosine and sine by which queries and keys are turned, so that their product depends on the time between them.
 
     Rotary encoding (Su et al. 2021), with periods from 4 tokens to eight times the reach.
     """
@@ -252,7 +252,7 @@ def rotated(x_BHND: Tensor, cos_NE: Tensor, sin_NE: Tensor) -> Tensor:
 
 
 class AttentionNetwork(nn.Module):
-    """A token a clock and moment, self-attention among all of them within reach, the anchor's read out."""
+    """One token per clock and moment, self-attention among all of them within reach, movement from the anchor's."""
 
     def __init__(
         self,
@@ -271,7 +271,7 @@ class AttentionNetwork(nn.Module):
         super().__init__()
         self.side, self.late, self.causal = side, late, causal
         self.head_width = width // n_heads
-        # One short convolution before attention, since a token of a few spikes says little by itself.
+        # One short convolution before attention, since a single token holds a few spikes at most.
         self.encoders = nn.ModuleList(
             StreamEncoder(n, width, kernel=kernel, dilations=(1,), dropout=dropout, causal=causal)
             for n in n_inputs
@@ -286,32 +286,32 @@ class AttentionNetwork(nn.Module):
         n_clocks, n_tokens = len(values), values[0].shape[1]
         token_N = torch.arange(n_tokens, device=values[0].device).repeat(n_clocks)
         after_NN = token_N[None] - token_N[:, None]
-        seen_NN = (
+        mask_NN = (
             (after_NN <= 0) & (after_NN >= -2 * self.side) if self.causal else after_NN.abs() <= self.side
         )
-        # Where the anchor is delayed, its tokens still know when they were recorded.
+        # Where the anchor is delayed, its tokens keep the times at which they were recorded.
         stamp_N = token_N.clone()
         stamp_N[:n_tokens] -= self.late
         turn = turns(stamp_N, self.head_width, self.side)
-        behind = [self.late, *[0] * (n_clocks - 1)]
+        delays = [self.late, *[0] * (n_clocks - 1)]
         x_BND = torch.cat(
             [
                 encode(encoder, delayed(x, n), delayed(p, n))[1] + clock
                 for encoder, x, p, clock, n in zip(
-                    self.encoders, values, present, self.clock_CD, behind, strict=True
+                    self.encoders, values, present, self.clock_CD, delays, strict=True
                 )
             ],
             1,
         )
         for layer in self.layers:
-            x_BND = layer(x_BND, turn, seen_NN)
+            x_BND = layer(x_BND, turn, mask_NN)
         return inner(self.head(x_BND[:, :n_tokens]), reach, self.late), None
 
 
 class EarlyAttentionDecoder(TorchDecoder):
     """Early fusion by joint self-attention over the tokens of all clocks.
 
-    A token is one clock at one moment, so that what one clock shows can be matched with any moment of another.
+    A token is one clock at one moment, so that any moment of one clock can be matched with any of another.
 
     Parameters
     ----------
@@ -320,7 +320,7 @@ class EarlyAttentionDecoder(TorchDecoder):
     n_layers : int
         Layers of attention.
     kernel : int
-        Tokens seen by the convolutions before and after attention.
+        Tokens per convolution, before and after attention.
     **training
         See `TorchDecoder`.
     """
@@ -333,7 +333,7 @@ class EarlyAttentionDecoder(TorchDecoder):
         self.n_layers = n_layers
         self.kernel = kernel
 
-    def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> AttentionNetwork:
+    def build_network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> AttentionNetwork:
         if self.width % (2 * self.n_heads):
             raise NeurofuseError(
                 f"a width of {self.width} does not split into {self.n_heads} heads of an even size; "
@@ -370,26 +370,26 @@ class RecurrentNetwork(nn.Module):
         super().__init__()
         self.late = late
         self.drop = SeededDropout(dropout)
-        self.enter = nn.Linear(sum(n_inputs) + len(n_inputs), width)
+        self.input = nn.Linear(sum(n_inputs) + len(n_inputs), width)
         n_ways = 1 if causal else 2
         self.layers = nn.ModuleList(
             nn.GRU(width * (n_ways if k else 1), width, batch_first=True, bidirectional=not causal)
             for k in range(n_layers)
         )
-        self.leave = nn.Linear(n_ways * width, n_axes)
+        self.output = nn.Linear(n_ways * width, n_axes)
 
     def forward(self, values: list[Tensor], present: list[Tensor], reach: int) -> tuple[Tensor, None]:
         inputs, _ = stacked(values, present, clocks=range(len(values)), late=self.late)
-        h_BWD = self.enter(self.drop(inputs))
+        h_BWD = self.input(self.drop(inputs))
         for layer in self.layers:
             h_BWD = self.drop(layer(h_BWD)[0])
-        return self.leave(inner(h_BWD, reach, self.late)), None
+        return self.output(inner(h_BWD, reach, self.late)), None
 
 
 class GRUDecoder(TorchDecoder):
-    """Early fusion by gated recurrent units: bidirectional, or forward in time alone when causal.
+    """Early fusion by gated recurrent units: bidirectional, or forward in time only when causal.
 
-    They see the window and all the context it carries, which reaches beyond the largest lag.
+    They read the window and all of its context, which reaches beyond the largest lag.
 
     Parameters
     ----------
@@ -405,7 +405,7 @@ class GRUDecoder(TorchDecoder):
         super().__init__(**training)
         self.n_layers = n_layers
 
-    def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> RecurrentNetwork:
+    def build_network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> RecurrentNetwork:
         return RecurrentNetwork(
             n_inputs,
             n_axes,

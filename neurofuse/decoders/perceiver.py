@@ -1,12 +1,12 @@
 """In: single spikes of all clocks. Out: movement from latents that attend to events in continuous time: a perceiver.
 
 After POYO (Azabou et al. 2023, arXiv:2310.16046): a spike is a token, the embedding of its unit at its time; latents
-on a regular grid attend to the events, then to each other, and queries at the wanted moments read movement from them.
-Time enters only through rotary encoding, so attention sees time differences alone. It takes the clocks at their word;
-the latents may find out what they like.
+on a regular grid attend to the events, then to each other, and queries at the decoded moments attend to the latents.
+Time enters through rotary encoding, so attention depends on time differences only. The clocks are assumed to agree; a
+lag between them can only be learned implicitly.
 
-An event is as exact as the fine grid of the tokens it comes from (5 ms, or the recording's own bins): its time is the
-middle of its fine step, and a count of n weighs as much as n events. LFP features enter as one event a token and
+An event is as exact as the fine grid of the tokens that it comes from (5 ms, or the recording's own bins): its time is
+the middle of its fine step, and a count of n weighs as much as n events. LFP features enter as one event per token and
 clock, a linear map of all channels.
 """
 
@@ -23,15 +23,15 @@ from torch import Tensor, nn
 
 from neurofuse.decoders.base import Prediction
 from neurofuse.decoders.neural import TorchDecoder
+from neurofuse.errors import NeurofuseError
 from neurofuse.nets.encoders import SeededDropout
-from neurofuse.recording import NeurofuseError
 from neurofuse.windows import EDGE_TOKENS, Batch, Windows
 
 # Shortest and longest period of the rotary encoding, seconds: finer than movement, longer than a window.
 PERIODS_S = (0.1, 10.0)
-# Attention starts near in time: what queries and keys have in common before anything is learned. After 150 steps on
-# the simulation R2 was .47 with 1 at a rate of 3e-3, .86 with 2, .87 with 1 at a rate of 1e-3.
-START_FOCUS = 2.0
+# Added to queries and keys alike, so that attention starts near in time. After 150 steps on the simulation R2 was .47
+# with 1 at a rate of 3e-3, .86 with 2, .87 with 1 at a rate of 1e-3.
+START_OFFSET = 2.0
 LEARNING_RATE = 1e-3
 BATCH_SIZE = 16
 
@@ -40,22 +40,22 @@ BATCH_SIZE = 16
 class Events:
     """The events of some windows, padded to the longest: E events, in any order.
 
-    Times are seconds since the first token of the window began; `due_BE` is when a causal decoder may know of an
-    event, which for other clocks is up to the largest lag before their stamp.
+    Times are seconds since the first token of the window began; `due_BE` is the moment from which a causal decoder may
+    read an event, for other clocks the largest lag before their time stamp.
     """
 
-    feature_BE: Tensor  # int64, counted over all features of all clocks
-    weight_BE: Tensor  # how many spikes; zero for padding
+    feature_BE: Tensor  # int64, numbered over all features of all clocks
+    weight_BE: Tensor  # number of spikes; zero for padding
     time_BE: Tensor
     due_BE: Tensor
-    field: list[Tensor]  # (B, W, U) a clock: LFP features of its tokens, zero where spikes are counted
-    on: list[Tensor]  # (B, W) a clock: where there is LFP
-    field_time: list[Tensor]  # (W,) a clock
-    field_due: list[Tensor]  # (W,) a clock
+    field: list[Tensor]  # (B, W, U) per clock: LFP features of its tokens, zero where spikes are counted
+    on: list[Tensor]  # (B, W) per clock: where there is LFP
+    field_time: list[Tensor]  # (W,) per clock
+    field_due: list[Tensor]  # (W,) per clock
 
 
 def rotate(x_BHED: Tensor, time_BE: Tensor) -> Tensor:
-    """Turn pairs of features by angles that grow with time (Su et al. 2021); products see differences alone."""
+    """Turn pairs of features by angles that grow with time (Su et al. 2021); products depend on differences only."""
     half = x_BHED.shape[-1] // 2
     low, high = PERIODS_S
     period = low * (high / low) ** (torch.arange(half, device=x_BHED.device) / max(half - 1, 1))
@@ -68,38 +68,38 @@ def rotate(x_BHED: Tensor, time_BE: Tensor) -> Tensor:
 class RotaryAttention(nn.Module):
     """Attention in which keys, queries and values are turned by their times.
 
-    A further key that scores zero and holds nothing is always there: attending to little is possible, so the number
-    of events is not lost in the normalisation, and no window is without a key.
+    A further key with a score and a value of zero is always there: attention to the events can be small, so that their
+    number is not normalised away, and no window is without a key.
     """
 
     def __init__(self, width: int, *, n_heads: int, head_width: int) -> None:
         super().__init__()
         self.n_heads = n_heads
         inner = n_heads * head_width
-        self.query, self.leave = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.query, self.output = nn.Linear(width, inner), nn.Linear(inner, width)
         self.key, self.value = nn.Linear(width, inner), nn.Linear(width, inner)
-        self.focus = nn.Parameter(torch.full((inner,), START_FOCUS))
+        self.offset = nn.Parameter(torch.full((inner,), START_OFFSET))
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Before they are turned: the same for all events of one unit."""
-        return self.key(x) + self.focus, self.value(x)
+        """Keys and values before they are turned: the same for all events of one unit."""
+        return self.key(x) + self.offset, self.value(x)
 
     def forward(
         self,
-        asking_BQD: Tensor,
+        query_in_BQD: Tensor,
         query_time_Q: Tensor,
         key_BED: Tensor,
         value_BED: Tensor,
         key_time_BE: Tensor,
         bias_BQE: Tensor | None = None,
     ) -> Tensor:
-        """What the queries read; `bias_BQE` (its Q may be 1) is added to the scores."""
-        query = rotate(self._heads(self.query(asking_BQD) + self.focus), query_time_Q)
+        """Attended values, one per query; `bias_BQE` (its Q may be 1) is added to the scores."""
+        query = rotate(self._heads(self.query(query_in_BQD) + self.offset), query_time_Q)
         key, value = (rotate(self._heads(x), key_time_BE) for x in (key_BED, value_BED))
         key, value = F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1))
         mask = None if bias_BQE is None else F.pad(bias_BQE, (0, 1))[:, None]
         read = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.leave(rotate(read, -query_time_Q).transpose(1, 2).flatten(-2))
+        return self.output(rotate(read, -query_time_Q).transpose(1, 2).flatten(-2))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
@@ -111,11 +111,11 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.enter, self.leave = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.input, self.output = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.drop = SeededDropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.leave(self.drop(F.gelu(self.enter(self.norm(x)))))
+        return x + self.output(self.drop(F.gelu(self.input(self.norm(x)))))
 
 
 class PerceiverNetwork(nn.Module):
@@ -142,64 +142,64 @@ class PerceiverNetwork(nn.Module):
         self.embed = nn.ModuleList(nn.Linear(n, width) for n in n_inputs)
         self.norm = nn.LayerNorm(width)
         self.latent_ND = nn.Parameter(torch.zeros(n_latents, width))
-        self.asking_D = nn.Parameter(torch.zeros(width))
-        self.listen = RotaryAttention(width, **kind)
-        self.digest = FeedForward(width, dropout)
+        self.query_D = nn.Parameter(torch.zeros(width))
+        self.read_events = RotaryAttention(width, **kind)
+        self.feed_events = FeedForward(width, dropout)
         self.attentions = nn.ModuleList(RotaryAttention(width, **kind) for _ in range(n_layers))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(n_layers))
         self.blocks = nn.ModuleList(FeedForward(width, dropout) for _ in range(n_layers))
         self.read_norm = nn.LayerNorm(width)
-        self.read = RotaryAttention(width, **kind)
-        self.finish = FeedForward(width, dropout)
+        self.read_latents = RotaryAttention(width, **kind)
+        self.feed_output = FeedForward(width, dropout)
         self.out_norm = nn.LayerNorm(width)
-        self.leave = nn.Linear(width, n_axes)
+        self.output = nn.Linear(width, n_axes)
         self.drop_events = SeededDropout(dropout)
 
-    def start(self, generator: torch.Generator) -> None:
-        """Draw latents and the query; latents of one moment must differ to do different things."""
-        for p in (self.latent_ND, self.asking_D):
+    def draw_latents(self, generator: torch.Generator) -> None:
+        """Draw latents and the query; latents of one moment must differ, or they would stay equal."""
+        for p in (self.latent_ND, self.query_D):
             nn.init.normal_(p, std=0.1, generator=generator)
 
     def forward(self, events: Events, n_tokens: int) -> tuple[Tensor, None]:
-        device = self.asking_D.device
-        # The first latent stands at the start of the window, so that even its first moment can ask one.
+        device = self.query_D.device
+        # The first latent stands at the start of the window, so that even its first moment has one to attend to.
         latent_s = torch.arange(0, n_tokens + 1, self.latent_every, device=device) * self.token_s
-        # A causal decoder knows a token when it is over.
+        # A causal decoder reads a token from its end on.
         query_s = (torch.arange(n_tokens, device=device) + (1.0 if self.causal else 0.5)) * self.token_s
         return self.decode(events, latent_s, query_s), None
 
     def decode(self, events: Events, latent_s: Tensor, query_s: Tensor) -> Tensor:
-        """Movement at moments of choice, through latents at moments of choice, shape (B, T, A)."""
-        key, value, time_BE, due_BE, log_weight_BE = self._heard(events)
+        """Movement at the moments `query_s` through latents at the moments `latent_s`, shape (B, T, A)."""
+        key, value, time_BE, due_BE, log_weight_BE = self._encode_events(events)
         n_latents = len(self.latent_ND)
         time_Q = latent_s.repeat_interleave(n_latents)
         x = self.latent_ND.repeat(len(latent_s), 1).expand(len(key), -1, -1)
         bias = log_weight_BE[:, None]
         if self.causal:
             bias = bias + _not_before(due_BE[:, None], time_Q[:, None], self.token_s)
-        x = self.digest(x + self.listen(x, time_Q, key, value, time_BE, bias))
+        x = self.feed_events(x + self.read_events(x, time_Q, key, value, time_BE, bias))
         among = _not_before(time_Q, time_Q[:, None], self.token_s)[None] if self.causal else None
         for norm, attention, block in zip(self.norms, self.attentions, self.blocks, strict=True):
             assert isinstance(attention, RotaryAttention)
             h = norm(x)
             x = block(x + attention(h, time_Q, *attention.keys_values(h), time_Q, among))
         h = self.read_norm(x)
-        asking = self.asking_D.expand(len(x), len(query_s), -1)
+        query_in = self.query_D.expand(len(x), len(query_s), -1)
         over = _not_before(time_Q, query_s[:, None], self.token_s)[None] if self.causal else None
-        said = self.finish(asking + self.read(asking, query_s, *self.read.keys_values(h), time_Q, over))
-        return self.leave(self.out_norm(said))
+        read = self.read_latents(query_in, query_s, *self.read_latents.keys_values(h), time_Q, over)
+        return self.output(self.out_norm(self.feed_output(query_in + read)))
 
-    def _heard(self, events: Events) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _encode_events(self, events: Events) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Keys, values, times, dues and log weights of all events: spikes, then field."""
         table = torch.cat([e.weight.T + e.bias for e in self.embed if isinstance(e, nn.Linear)])
-        # Worked out once a unit, not once a spike.
-        key_U, value_U = self.listen.keys_values(self.norm(table))
+        # Computed once per unit, not once per spike.
+        key_U, value_U = self.read_events.keys_values(self.norm(table))
         keys, values = [key_U[events.feature_BE]], [value_U[events.feature_BE]]
         times, dues, weights = [events.time_BE], [events.due_BE], [events.weight_BE]
         for embed, x, on, time, due in zip(
             self.embed, events.field, events.on, events.field_time, events.field_due, strict=True
         ):
-            key, value = self.listen.keys_values(self.norm(embed(x)))
+            key, value = self.read_events.keys_values(self.norm(embed(x)))
             keys.append(key)
             values.append(value)
             times.append(time.expand(len(x), -1))
@@ -211,28 +211,21 @@ class PerceiverNetwork(nn.Module):
 
 
 def _not_before(due: Tensor, now: Tensor, token_s: float) -> Tensor:
-    """Zero where something is due by now, minus infinity elsewhere; times lie on a grid, so rounding is forgiven."""
+    """Zero where `due` is not after `now`, to within rounding, for times lie on a grid; minus infinity elsewhere."""
     return torch.where(due <= now + 1e-3 * token_s, 0.0, -math.inf)
 
 
 class EventWindows(Windows):
-    """Windows whose batches come on the fine grid."""
+    """Windows whose batches are on the fine grid."""
 
     @classmethod
     def of(cls, windows: Windows) -> EventWindows:
         """The same windows."""
         return cls(**{f.name: getattr(windows, f.name) for f in fields(windows)})
 
-    def batch(
-        self,
-        rows: np.ndarray | slice,
-        *,
-        rng: np.random.Generator | None = None,
-        roam: float = 0.0,
-        fine: bool = True,
-    ) -> Batch:
+    def batch(self, rows: np.ndarray | slice, **how: Any) -> Batch:
         """Gather some windows; see `Windows.batch`."""
-        return super().batch(rows, rng=rng, roam=roam, fine=fine)
+        return super().batch(rows, **({"fine": True} | how))
 
 
 class PerceiverDecoder(TorchDecoder):
@@ -245,14 +238,14 @@ class PerceiverDecoder(TorchDecoder):
     n_layers : int
         Self-attention layers of the latents.
     latent_every : int
-        Tokens between latents. A causal decoder reads the last ones before a moment, so what it knows is up to
-        this much less one token old.
+        Tokens between latents. A causal decoder reads the last ones before a moment, so its information is up to this
+        much less one token old.
     n_latents : int
         Latents at each moment of their grid.
     context_s : float
-        Events this long before and after a window are seen, those of other clocks by the largest lag further.
+        Events this long before and after a window are read, and those of other clocks the largest lag further.
     **training
-        See `TorchDecoder`; `dropout` leaves out events too. By default 16 windows a step at a rate of 1e-3.
+        See `TorchDecoder`; `dropout` leaves out events too. By default 16 windows per step at a rate of 1e-3.
     """
 
     name = "perceiver"
@@ -280,20 +273,23 @@ class PerceiverDecoder(TorchDecoder):
         self, X: Windows, y: np.ndarray | None = None, *, validation: Windows | None = None
     ) -> PerceiverDecoder:
         """Train on windows in time order; see `TorchDecoder.fit`."""
-        held = None if validation is None else EventWindows.of(validation)
-        super().fit(EventWindows.of(X), y, validation=held)
+        target = self.target_of(X, y)
+        if validation is not None:
+            validation = EventWindows.of(validation)
+        super().fit(EventWindows.of(X), target, validation=validation)
         return self
 
     def decode(self, X: Windows) -> Prediction:
         """Movement of some windows."""
-        return super().decode(EventWindows.of(X))
+        self.check_windows(X)
+        return self.decode_with(EventWindows.of(X))
 
-    def _learn_scales(self, X: Windows, target: np.ndarray) -> None:
-        super()._learn_scales(X, target)
+    def learn_scales(self, X: Windows, target: np.ndarray) -> None:
+        super().learn_scales(X, target)
         self.counted_ = [c.counted for c in X.tokens.clocks]
 
-    def _inputs(self, batch: Batch) -> Any:
-        """The non-zero counts of a batch as events, and its LFP features as tokens."""
+    def network_inputs(self, batch: Batch) -> Any:
+        """Non-zero counts of a batch as events, and its LFP features as tokens."""
         n_tokens = batch.movement.shape[1]
         per = batch.values[0].shape[1] // (n_tokens + 2 * batch.reach)
         step_s = self.token_s_ / per
@@ -325,11 +321,11 @@ class PerceiverDecoder(TorchDecoder):
                 field.append(np.zeros((len(x), 0, len(counted))))
                 on.append(np.zeros((len(x), 0), dtype=bool))
             else:
-                seen = present[:, spare * per : present.shape[1] - spare * per]
-                seen = seen.reshape(len(x), -1, per).sum(-1)
-                mean = x.reshape(len(x), -1, per, x.shape[-1]).sum(2) / np.maximum(seen, 1)[..., None]
-                field.append((mean - scale.mean) / scale.std * ((seen > 0)[..., None] & ~counted))
-                on.append(seen > 0)
+                n_recorded = present[:, spare * per : present.shape[1] - spare * per]
+                n_recorded = n_recorded.reshape(len(x), -1, per).sum(-1)
+                mean = x.reshape(len(x), -1, per, x.shape[-1]).sum(2) / np.maximum(n_recorded, 1)[..., None]
+                field.append(scale.to_standard(mean) * ((n_recorded > 0)[..., None] & ~counted))
+                on.append(n_recorded > 0)
             token = np.arange(on[-1].shape[1])
             field_time.append(begin_s + (token + 0.5) * self.token_s_)
             field_due.append(begin_s + (token + 1 - ahead) * self.token_s_)
@@ -348,7 +344,7 @@ class PerceiverDecoder(TorchDecoder):
         )
         return events, n_tokens
 
-    def _network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> PerceiverNetwork:
+    def build_network(self, n_inputs: list[int], n_axes: int, max_lag: int) -> PerceiverNetwork:
         if self.head_width % 2 or self.latent_every < 1 or self.n_latents < 1:
             raise NeurofuseError(
                 "head_width must be even, latent_every and n_latents one or more; got "
@@ -367,19 +363,19 @@ class PerceiverDecoder(TorchDecoder):
             dropout=self.dropout,
             causal=self.causal,
         )
-        network.start(torch.Generator().manual_seed(self.seed))
+        network.draw_latents(torch.Generator().manual_seed(self.seed))
         return network
 
-    def _state(self) -> dict[str, np.ndarray]:
-        return super()._state() | {f"counted{k}": c for k, c in enumerate(self.counted_)}
+    def state(self) -> dict[str, np.ndarray]:
+        return super().state() | {f"counted{k}": c for k, c in enumerate(self.counted_)}
 
-    def _restore(self, state: dict[str, np.ndarray]) -> None:
+    def restore(self, state: dict[str, np.ndarray]) -> None:
         self.counted_ = [state[f"counted{k}"] for k in range(len(self.clocks_))]
-        super()._restore({k: v for k, v in state.items() if not k.startswith("counted")})
+        super().restore({k: v for k, v in state.items() if not k.startswith("counted")})
 
 
 def _padded(event: np.ndarray, n_windows: int) -> np.ndarray:
-    """Rows (window, feature, weight, time, due) of events as (4, n_windows, longest), zero where nothing is."""
+    """Rows (window, feature, weight, time, due) of events as (4, n_windows, longest), zero where there is none."""
     event = event[:, np.argsort(event[0], kind="stable")]
     window = event[0].astype(np.int64)
     count = np.bincount(window, minlength=n_windows)

@@ -1,4 +1,4 @@
-"""In: tokens of all clocks. Out: movement as a ridge regression on lagged tokens, the field's first resort."""
+"""In: tokens of all clocks. Out: movement by ridge regression on lagged tokens, the linear decoder of the field."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import solve
 
-from neurofuse.decoders.base import Decoder, Prediction, Scale, hold_back
-from neurofuse.recording import NeurofuseError
+from neurofuse.decoders.base import Decoder, Prediction
+from neurofuse.decoders.scale import standard
 from neurofuse.windows import Batch, Windows
 
 # Penalties tried on the validation stretch.
@@ -20,14 +20,6 @@ MOST_COLUMNS = 2500
 CHUNK = 32
 
 
-def standard(batch: Batch, scales: Sequence[Scale]) -> list[np.ndarray]:
-    """Tokens of every clock in standard units, zero where absent; shape (B, W, n_features) each."""
-    return [
-        ((x - s.mean) / s.std * p[..., None]).astype(np.float32)
-        for x, p, s in zip(batch.values, batch.present, scales, strict=True)
-    ]
-
-
 def lagged(
     values: Sequence[np.ndarray], lags: Sequence[np.ndarray], steps: Sequence[np.ndarray]
 ) -> np.ndarray:
@@ -36,7 +28,7 @@ def lagged(
     Parameters
     ----------
     values : sequence of ndarray, shape (B, W, n_features)
-        One a clock.
+        One per clock.
     lags : sequence of int ndarray
         Of each clock, in tokens.
     steps : sequence of int ndarray, shape (T,) or (B, T)
@@ -55,7 +47,7 @@ def lagged(
 
 
 def lags_between(ranges: Sequence[tuple[int, int]], n_features: Sequence[int]) -> list[np.ndarray]:
-    """All lags of each clock's range, both ends included; thinned evenly where the columns grow too many."""
+    """All lags of each clock's range, both ends included; thinned evenly where there are too many columns."""
     full = [np.arange(lo, hi + 1) for lo, hi in ranges]
     columns = sum(len(lags) * n for lags, n in zip(full, n_features, strict=True))
     thin = max(1, int(np.ceil(columns / MOST_COLUMNS)))
@@ -63,7 +55,7 @@ def lags_between(ranges: Sequence[tuple[int, int]], n_features: Sequence[int]) -
 
 
 def some_windows(X: Windows, n_draws: int) -> np.ndarray:
-    """Rows of windows that overlap by half at most, `n_draws` times where lags are drawn anew each time."""
+    """Row numbers of windows that overlap by half at most; `n_draws` times where each draw has another lag."""
     kept: list[int] = []
     for k in np.argsort(X.first, kind="stable"):
         if not kept or X.first[k] - X.first[kept[-1]] >= X.n_steps // 2:
@@ -84,16 +76,18 @@ class Ridge:
         return design @ self.weights.T + self.intercept
 
 
-def fit_ridge(design: np.ndarray, wanted: np.ndarray, held_design: np.ndarray, held: np.ndarray) -> Ridge:
-    """Solve for every penalty, keep the one that does best on what was held back. Centres `design` in place."""
-    # The normal equations are set up once; the penalties differ in their diagonal alone.
-    middle, offset = design.mean(axis=0), wanted.mean(axis=0)
+def fit_ridge(
+    design: np.ndarray, target: np.ndarray, check_design: np.ndarray, check_target: np.ndarray
+) -> Ridge:
+    """Solve for every penalty, keep the one of least error on the validation rows. Centres `design` in place."""
+    # The normal equations are set up once; the penalties differ in their diagonal only.
+    middle, offset = design.mean(axis=0), target.mean(axis=0)
     design -= middle
-    gram, moment = design.T @ design, design.T @ (wanted - offset)
+    gram, moment = design.T @ design, design.T @ (target - offset)
     best, least = None, np.inf
     for penalty in PENALTIES:
         weights = solve(gram + penalty * np.eye(len(gram), dtype=gram.dtype), moment, assume_a="pos")
-        error = float(np.mean(((held_design - middle) @ weights + offset - held) ** 2))
+        error = float(np.mean(((check_design - middle) @ weights + offset - check_target) ** 2))
         if best is None or error < least:
             intercept = (offset - middle @ weights).astype(np.float32)
             best, least = Ridge(weights.T.astype(np.float32), intercept, float(penalty)), error
@@ -105,7 +99,7 @@ class RidgeDecoder(Decoder):
     """Ridge regression on the tokens around each moment, on both sides unless causal.
 
     The anchor's tokens are taken up to `context_s` away, those of other clocks up to the largest lag, thinned
-    evenly where there would be more columns than help. With injected lags the training windows are drawn
+    evenly where there would be more columns than are useful. With injected lags the training windows are drawn
     `n_draws` times.
 
     Parameters
@@ -117,7 +111,7 @@ class RidgeDecoder(Decoder):
     causal : bool
         Use tokens up to the present only.
     seed : int
-        Of the draws.
+        Random seed of the draws.
     """
 
     name = "ridge"
@@ -138,45 +132,33 @@ class RidgeDecoder(Decoder):
     def fit(
         self, X: Windows, y: np.ndarray | None = None, *, validation: Windows | None = None
     ) -> RidgeDecoder:
-        """Solve for every penalty, keep the one that does best on the validation stretch."""
-        X, target, check, check_target = self._parts(X, y, validation)
-        self._learn_scales(X, target)
+        """Solve for every penalty, keep the one of least error on validation windows."""
+        X, target, check, check_target = self.training_parts(X, y, validation)
+        self.learn_scales(X, target)
         self.lags_ = self._choose_lags(X)
         rng = np.random.default_rng([self.seed, 2])
         draws = range(self.n_draws if X.jitter is not None and len(X.tokens.clocks) > 1 else 1)
-        # Windows overlap: a token is taken once a draw, from the first window that holds it.
-        seen = [self._rows(X, target, rng=rng if k else None, once=True) for k in draws]
-        design, wanted = (np.concatenate(x) for x in zip(*seen, strict=True))
-        self._learn(design, wanted, *self._rows(check, check_target))
+        # Windows overlap: a token is taken once per draw, from the first window that holds it.
+        parts = [self._rows(X, target, rng=rng if k else None, once=True) for k in draws]
+        design, scaled = (np.concatenate(x) for x in zip(*parts, strict=True))
+        self._solve(design, scaled, *self._rows(check, check_target))
         return self
 
     def decode(self, X: Windows) -> Prediction:
         """Movement of some windows."""
-        self._check_like_training(X)
+        self.check_windows(X)
         out = []
         for k in range(0, len(X), CHUNK):
-            said = self._read(self._design(X.batch(slice(k, k + CHUNK))))
-            out.append(said * self.movement_scale_.std + self.movement_scale_.mean)
+            scaled = self._apply(self._design(X.batch(slice(k, k + CHUNK))))
+            out.append(self.movement_scale_.from_standard(scaled))
         return Prediction(np.concatenate(out).astype(np.float32))
 
-    def _parts(
-        self, X: Windows, y: np.ndarray | None, validation: Windows | None
-    ) -> tuple[Windows, np.ndarray, Windows, np.ndarray]:
-        """Windows to learn from and windows to choose on, with their movement."""
-        if len(X) == 0:
-            raise NeurofuseError("there are no training windows; the recording is shorter than one window.")
-        target = self._target(X, y)
-        if validation is None:
-            X, check, target, check_target = hold_back(X, target)
-            return X, target, check, check_target
-        return X, target, validation, self._target(validation, None)
-
-    def _learn(
-        self, design: np.ndarray, wanted: np.ndarray, held_design: np.ndarray, held: np.ndarray
+    def _solve(
+        self, design: np.ndarray, target: np.ndarray, check_design: np.ndarray, check_target: np.ndarray
     ) -> None:
-        self.ridge_ = fit_ridge(design, wanted, held_design, held)
+        self.ridge_ = fit_ridge(design, target, check_design, check_target)
 
-    def _read(self, design: np.ndarray) -> np.ndarray:
+    def _apply(self, design: np.ndarray) -> np.ndarray:
         return self.ridge_(design)
 
     def _context(self, X: Windows) -> int:
@@ -202,29 +184,28 @@ class RidgeDecoder(Decoder):
         keep = np.isfinite(target).all(axis=-1)
         if once and X.jitter is None:
             token = X.first[:, None] + np.arange(X.n_steps)
-            first_seen = np.zeros(token.size, dtype=bool)
-            first_seen[np.unique(token, return_index=True)[1]] = True
-            keep &= first_seen.reshape(token.shape)
+            is_first = np.zeros(token.size, dtype=bool)
+            is_first[np.unique(token, return_index=True)[1]] = True
+            keep &= is_first.reshape(token.shape)
         elif once:
-            # Windows that overlap say nearly the same.
+            # Windows that overlap are nearly the same data.
             keep[1:] &= (np.arange(len(keep))[1:] % 2 == 0)[:, None]
         design = [
             self._design(X.batch(slice(k, k + CHUNK), rng=rng))[keep[k : k + CHUNK]]
             for k in range(0, len(X), CHUNK)
         ]
-        scaled = (target - self.movement_scale_.mean) / self.movement_scale_.std
-        return np.concatenate(design), scaled[keep]
+        return np.concatenate(design), self.movement_scale_.to_standard(target)[keep]
 
-    def _state(self) -> dict[str, np.ndarray]:
+    def state(self) -> dict[str, np.ndarray]:
         return ridge_state(self.ridge_) | {f"lags{k}": lags for k, lags in enumerate(self.lags_)}
 
-    def _restore(self, state: dict[str, np.ndarray]) -> None:
+    def restore(self, state: dict[str, np.ndarray]) -> None:
         self.ridge_ = restored_ridge(state)
         self.lags_ = [state[f"lags{k}"] for k in range(len(self.clocks_))]
 
 
 def ridge_state(ridge: Ridge, prefix: str = "") -> dict[str, np.ndarray]:
-    """What a checkpoint keeps of a ridge."""
+    """Arrays of a ridge, for a checkpoint."""
     return {
         f"{prefix}weights": ridge.weights,
         f"{prefix}intercept": ridge.intercept,

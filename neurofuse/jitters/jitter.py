@@ -1,9 +1,13 @@
 """In: a recording and a jitter. Out: the recording misaligned or made noisier, and the truth of what was done to it.
 
-Every jitter keeps the same promises. The recording given is not touched. `level` is its one strength, in `unit`; at
-level 0 nothing changes, and a larger level is always worse. Chance comes from the generator given, and only through
-generators spawned from it, one a jitter and one a stream: a jitter added later, or a stream added behind the others,
-changes no draw of those before, and one seed at several levels makes the same draws at several strengths.
+Every jitter follows the same rules. The input recording is left as it is. `level` is the only strength, in `unit`; at
+level 0 nothing changes, and a larger level is always worse. Random numbers are drawn only from generators spawned from
+the one that is passed, one per jitter and one per stream: a jitter added later, or a stream added behind the others,
+changes no earlier draw, and one seed at several levels makes the same draws at several strengths.
+
+Sign of a lag, everywhere in neurofuse: an event at reference time t carries the stamp t + lag on the other clock. With
+a lag of +0.2 s the other clock reads 0.2 s too late, and the sample of its streams that belongs to time t is found at
+t + 0.2 s.
 """
 
 from __future__ import annotations
@@ -15,23 +19,53 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from neurofuse.jitters.lag_laws import TRUTH_STEP_S, LagTruth, nearest
-from neurofuse.recording import (
-    FloatArray,
-    IntArray,
-    NeurofuseError,
-    Recording,
-    Signal,
-    Spikes,
-    Stream,
-)
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import FloatArray, IntArray, Recording, Signal, Spikes, Stream
 
 TimeMap = Callable[[FloatArray], FloatArray]
+
+# Lags are stored on a grid this fine; finer than any lag a spike-LFP decoder can resolve.
+TRUTH_STEP_S = 0.005
+
+
+@dataclass(frozen=True, eq=False)
+class LagTruth:
+    """The true lag of one clock at every moment of the reference clock.
+
+    Parameters
+    ----------
+    clock : str
+        The clock that was moved.
+    time_s : ndarray, shape (n,)
+        Moments on the reference clock, in steps of `TRUTH_STEP_S`.
+    lag_s : ndarray, shape (n,)
+        Stamp on `clock` minus reference time, at those moments.
+    law : str
+        The jitter that drew it, as `KIND:LEVEL`.
+    """
+
+    clock: str
+    time_s: FloatArray
+    lag_s: FloatArray
+    law: str
+
+    def at(self, time_s: FloatArray) -> FloatArray:
+        """Lag (s) at reference times, NaN outside the time of the recording."""
+        time_s = np.asarray(time_s, dtype=np.float64)
+        if self.time_s.size == 0:
+            return np.full(time_s.shape, np.nan)
+        row = np.clip(np.rint((time_s - self.time_s[0]) / TRUTH_STEP_S).astype(int), 0, self.time_s.size - 1)
+        inside = np.abs(self.time_s[row] - time_s) <= TRUTH_STEP_S
+        return np.where(inside, self.lag_s[row], np.nan)
+
+    def clamped(self, time_s: ArrayLike) -> FloatArray:
+        """Lag (s) at reference times; before the first and after the last moment, the lag there."""
+        return self.at(np.clip(np.asarray(time_s, dtype=np.float64), self.time_s[0], self.time_s[-1]))
 
 
 @dataclass(frozen=True)
 class Seed:
-    """Where a generator stood when a jitter began, so that this jitter can be run again alone.
+    """State of a generator when a jitter began, with which this jitter alone can be repeated.
 
     Parameters
     ----------
@@ -50,7 +84,7 @@ class Seed:
 
     @classmethod
     def of(cls, rng: np.random.Generator) -> Seed:
-        """Read it off a generator."""
+        """The state of a generator now."""
         sequence = rng.bit_generator.seed_seq
         if not isinstance(sequence, np.random.SeedSequence):
             raise NeurofuseError(
@@ -63,7 +97,7 @@ class Seed:
         return cls(type(rng.bit_generator).__name__, entropy, key, sequence.n_children_spawned)
 
     def generator(self) -> np.random.Generator:
-        """A generator with which the jitter does again what it did."""
+        """A generator in that state."""
         sequence = np.random.SeedSequence(
             self.entropy, spawn_key=self.spawn_key, n_children_spawned=self.n_spawned
         )
@@ -72,14 +106,14 @@ class Seed:
 
 @dataclass(frozen=True, eq=False)
 class Moved:
-    """What became of the events (spikes, samples) of one stream.
+    """Displacement and origin of the events (spikes, samples) of one stream.
 
     Parameters
     ----------
-    displacement_s : ndarray, shape (n_before,), or (n_before, n_channels) where channels part
-        New time minus old time of every event there was, in seconds; NaN for one that is gone.
+    displacement_s : ndarray, shape (n_before,), or (n_before, n_channels) where channels differ
+        New time minus old time of every event before the jitter, in seconds; NaN for one that was removed.
     source : ndarray of int, shape (n_after,)
-        Which event of before each event of after is (for resampled signals: the nearest); -1 for one that is new.
+        Index, before the jitter, of every event after it (for resampled signals: the nearest); -1 for one that is new.
     """
 
     displacement_s: FloatArray
@@ -93,27 +127,27 @@ class Moved:
 
 @dataclass(frozen=True, eq=False)
 class JitterTruth:
-    """What a jitter did.
+    """Record of what one jitter changed.
 
     Parameters
     ----------
     jitter : Jitter
         The jitter, with its level and parameters.
     seed : Seed
-        `jitter.jitter(recording, rng=seed.generator())` does the same again.
+        `jitter.jitter(recording, rng=seed.generator())` repeats it.
     streams : tuple of str
         The streams it acted on.
+    span_s : float
+        Length of the recording.
     clock : str or None
         The clock it moved, if it moved a clock.
-    span_s : float
-        How long the recording was.
     moved : dict of str to Moved
-        By stream. Of a stream of counts: of its spikes as `neurofuse.jitters.spikes.unbin` placed them; a chain
+        By stream. For a stream of counts: of its spikes as `neurofuse.jitters.spikes.unbin` placed them; a chain
         does not follow these.
     realised : dict
-        What else was drawn or measured: delays, counts of lost spikes, noise in physical units.
+        Other values that were drawn or measured: delays, counts of lost spikes, noise in physical units.
     maps : pair of functions
-        Time before -> time after, and back, in seconds; the identity where every event errs by itself.
+        Time before -> time after, and back, in seconds; None where every event has an error of its own.
     parts : tuple of JitterTruth
         The steps of a chain, in order.
     """
@@ -130,7 +164,7 @@ class JitterTruth:
 
     @property
     def kind(self) -> str:
-        """What kind of jitter it was."""
+        """Kind of the jitter."""
         return self.jitter.kind
 
     @property
@@ -145,7 +179,7 @@ class JitterTruth:
 
     @property
     def edge(self) -> str:
-        """What happened at the edges of what was recorded."""
+        """Treatment of the edges of what was recorded."""
         return self.jitter.edge
 
     @property
@@ -154,7 +188,7 @@ class JitterTruth:
         return self.jitter.parameters
 
     def forward(self, time_s: ArrayLike, stream: str | None = None) -> FloatArray:
-        """Where a moment went: time before -> time after, in seconds, as `stream` (or whatever moved) shows it."""
+        """Time before -> time after, in seconds, for `stream` (by default for the streams that moved)."""
         out = np.asarray(time_s, dtype=np.float64)
         for part in self.parts:
             out = part.forward(out, stream)
@@ -163,7 +197,7 @@ class JitterTruth:
         return self.maps[0](out)
 
     def backward(self, time_s: ArrayLike, stream: str | None = None) -> FloatArray:
-        """Where a moment came from: time after -> time before; where two moments share a time, one of them."""
+        """Time after -> time before, in seconds; where two moments share a time after, one of them."""
         out = np.asarray(time_s, dtype=np.float64)
         for part in reversed(self.parts):
             out = part.backward(out, stream)
@@ -176,21 +210,21 @@ class JitterTruth:
         return self.jitter.phi(f_hz, span_s=self.span_s if span_s is None else span_s)
 
     def lags(self, start_s: float, stop_s: float) -> dict[str, LagTruth]:
-        """The lag of every clock that moved, along [start_s, stop_s] of the time before."""
+        """True lag of every clock that moved, over [start_s, stop_s] of the time before (see `Recording.span_s`)."""
         steps = self.parts or (self,)
         time_s = np.arange(start_s, stop_s + TRUTH_STEP_S, TRUTH_STEP_S)
         out = {}
         for clock in dict.fromkeys(s.clock for s in steps if s.clock is not None):
-            there = time_s
+            after_s = time_s
             for step in steps:
                 if step.clock == clock and step.maps is not None:
-                    there = step.maps[0](there)
+                    after_s = step.maps[0](after_s)
             law = " | ".join(str(s.jitter) for s in steps if s.clock == clock)
-            out[clock] = LagTruth(clock, time_s, there - time_s, law)
+            out[clock] = LagTruth(clock, time_s, after_s - time_s, law)
         return out
 
     def as_dict(self) -> dict[str, Any]:
-        """What can be told without arrays, ready for JSON."""
+        """All but the arrays, ready for JSON."""
         return {
             "jitter": str(self.jitter),
             "kind": self.kind,
@@ -207,65 +241,82 @@ class JitterTruth:
 
 
 class Jitter:
-    """One way in which a recording goes wrong. Subclasses are frozen dataclasses that say what `act` does.
+    """One kind of corruption of a recording. Subclasses are frozen dataclasses that define `targets` and `act`.
 
     Attributes
     ----------
     level : float
         Strength in `unit`; 0 changes nothing and larger is worse.
-    kind, unit, says : str
+    kind, unit, description : str
         Name, unit of the level, and one line of description.
     acts_on : {"spikes", "lfp", "clock"}
-        What is touched: populations (spike times, or counts), sampled signals, or all streams of one clock.
+        What is changed: populations (spike times, or counts), sampled signals, or all streams of one clock.
     edge : str
-        What happens at the edges of what was recorded.
+        Treatment of the edges of what was recorded.
+    signed : bool
+        Whether the level may be negative; its size counts.
     """
 
     level: float
     kind: str = ""
     unit: str = ""
     acts_on: str = ""
-    says: str = ""
+    description: str = ""
     edge: str = "nothing reaches an edge"
+    signed: bool = False
 
     def __post_init__(self) -> None:
-        if not (np.isfinite(self.level) and self.level >= 0):
+        if not np.isfinite(self.level):
+            raise NeurofuseError(f"jitter '{self.kind}:{self.level:g}': the level must be a finite number.")
+        if self.level < 0 and not self.signed:
+            size = "a size" if self.unit == "1" else f"a size in {self.unit}"
             raise NeurofuseError(
-                f"jitter '{self.kind}': the level is a size in {self.unit} and cannot be {self.level:g}; "
-                "give zero or more."
+                f"jitter '{self.kind}:{self.level:g}': the level is {size} and cannot be negative; give zero or more."
             )
 
     def targets(self, recording: Recording) -> tuple[str, ...]:
-        """Names of the streams this jitter acts on, or an error that says what is missing."""
-        raise TypeError(f"{type(self).__name__} does not say what it acts on.")
+        """Names of the streams this jitter acts on; an error names what the recording lacks."""
+        raise TypeError(f"{type(self).__name__} does not define targets().")
 
-    def act(self, recording: Recording, streams: tuple[str, ...], *, rng: np.random.Generator) -> Done:
-        """Do it, at a level above zero; the streams as they are afterwards and what happened to them."""
-        raise TypeError(f"{type(self).__name__} does not say what it does.")
+    def act(
+        self, recording: Recording, streams: tuple[str, ...], *, rng: np.random.Generator
+    ) -> JitterResult:
+        """Change the streams, at a level other than zero."""
+        raise TypeError(f"{type(self).__name__} does not define act().")
+
+    def unchanged(self, recording: Recording, streams: tuple[str, ...]) -> JitterResult:
+        """The result at level zero."""
+        return JitterResult({}, {n: Moved.unmoved(_n_events(recording[n])) for n in streams})
 
     def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
         """Predicted attenuation |phi(f)|, NaN where theory gives none.
 
-        Jittered spikes lock to a phase at frequency f by |phi(f)| of what they did (pairwise phase consistency: by
-        its square), and a moved clock keeps that share of the coherence's amplitude under one fixed alignment.
+        The phase locking of spikes to frequency f is multiplied by |phi(f)| (pairwise phase consistency: by its
+        square), and so is the coherence's amplitude between a moved clock and the others under one fixed alignment.
 
         Parameters
         ----------
         f_hz : array_like
             Frequencies, Hz.
         span_s : float
-            How long one alignment has to last, in seconds; only lags that grow depend on it.
+            How long one alignment is used, in seconds; only lags that grow depend on it.
         """
         return np.full(np.shape(f_hz), np.nan)
 
     def jitter(self, recording: Recording, *, rng: np.random.Generator) -> tuple[Recording, JitterTruth]:
-        """The recording after this jitter, and the truth.
+        """Apply this jitter.
 
         Parameters
         ----------
         recording : Recording
         rng : numpy Generator
-            One child of it is spawned for this jitter; no number is drawn from it.
+            One child is spawned for this jitter; no number is drawn from the generator itself.
+
+        Returns
+        -------
+        recording : Recording
+            A new one.
+        truth : JitterTruth
 
         Raises
         ------
@@ -276,38 +327,44 @@ class Jitter:
         seed = Seed.of(rng)
         (child,) = rng.spawn(1)
         if self.level == 0:
-            done = Done({}, {n: Moved.unmoved(_n_events(recording[n])) for n in streams})
+            result = self.unchanged(recording, streams)
         else:
-            done = self.act(recording, streams, rng=child)
-        after = tuple(done.streams.get(s.name, s) for s in recording.streams)
+            result = self.act(recording, streams, rng=child)
         start_s, stop_s = recording.span_s
         truth = JitterTruth(
-            self, seed, streams, stop_s - start_s, done.clock, done.moved, done.realised, done.maps
+            self, seed, streams, stop_s - start_s, result.clock, result.moved, result.realised, result.maps
         )
-        what = ", ".join(f"'{n}'" for n in streams)
-        return recording.but(streams=after, did=f"{what} jittered by {self}"), truth
+        if not streams:
+            return recording, truth
+        after = tuple(result.streams.get(s.name, s) for s in recording.streams)
+        names = ", ".join(f"'{n}'" for n in streams)
+        return recording.but(streams=after, did=f"{names} jittered by {self}"), truth
 
     def __or__(self, other: Jitter | Sequence[Jitter]) -> Jitter:
         """This jitter, then the other."""
         return compose([self, *([other] if isinstance(other, Jitter) else other)])
 
     def __str__(self) -> str:
-        """`KIND:LEVEL`, with every setting that is not the default behind it, as `parse_jitter` reads it."""
-        own = fields(self)  # type: ignore[arg-type]
-        told = [(f.name, getattr(self, f.name)) for f in own if f.name in self.parameters]
-        changed = [f":{n}={v}" for (n, v) in told if v != _default(type(self), n)]
+        """`KIND:LEVEL`, followed by every setting that is not the default, as `parse_jitter` reads it."""
+        changed = [f":{n}={v}" for n, v in self.parameters.items() if v != _default(type(self), n)]
         return f"{self.kind}:{self.level:.12g}" + "".join(changed)
+
+    @classmethod
+    def settings(cls) -> dict[str, str]:
+        """Name and type of every setting other than the level, those of all jitters of a family last."""
+        own = sorted(fields(cls), key=lambda f: bool(f.kw_only))  # type: ignore[arg-type]
+        types = {f.name: f.type if isinstance(f.type, str) else getattr(f.type, "__name__", "") for f in own}
+        return {name: of for name, of in types.items() if name != "level"}
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Every setting other than the level."""
-        own = fields(self)  # type: ignore[arg-type]
-        return {f.name: getattr(self, f.name) for f in own if f.name != "level"}
+        """Value of every setting other than the level."""
+        return {name: getattr(self, name) for name in self.settings()}
 
 
 @dataclass(frozen=True, eq=False)
-class Done:
-    """What `Jitter.act` hands back: changed streams by name, and what the truth is made of."""
+class JitterResult:
+    """What `Jitter.act` returns: changed streams by name, and the parts of the truth (see `JitterTruth`)."""
 
     streams: dict[str, Stream]
     moved: dict[str, Moved]
@@ -329,7 +386,7 @@ class Chain(Jitter):
             "unit": " | ".join(s.unit for s in self.steps),
             "acts_on": " | ".join(dict.fromkeys(s.acts_on for s in self.steps)),
             "edge": " | ".join(s.edge for s in self.steps),
-            "says": "; then ".join(s.says for s in self.steps),
+            "description": "; then ".join(s.description for s in self.steps),
         }
         for name, value in names.items():
             object.__setattr__(self, name, value)
@@ -339,11 +396,11 @@ class Chain(Jitter):
         return tuple(dict.fromkeys(n for s in self.steps for n in s.targets(recording)))
 
     def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
-        """The product of the steps, which err independently."""
+        """The product over the steps, whose errors are independent."""
         return np.prod([s.phi(f_hz, span_s=span_s) for s in self.steps], axis=0)
 
     def jitter(self, recording: Recording, *, rng: np.random.Generator) -> tuple[Recording, JitterTruth]:
-        """The recording after every step, and a truth whose `parts` are those of the steps."""
+        """Apply every step; the truth has those of the steps as its `parts`."""
         seed, start = Seed.of(rng), recording
         truths: list[JitterTruth] = []
         moved: dict[str, Moved] = {}
@@ -354,7 +411,7 @@ class Chain(Jitter):
             for name, now in truth.moved.items():
                 first = moved.get(name)
                 moved[name] = now if first is None else _after(start[name], before[name], first, now)
-        # What was binned, or comes as counts, has no event that could be followed from one step to the next.
+        # Streams that were binned, or come as counts, have no event that could be followed from step to step.
         moved = {n: m for n, m in moved.items() if _followed(start[n]) and _same(start[n], recording[n])}
         streams = tuple(dict.fromkeys(n for t in truths for n in t.streams))
         start_s, stop_s = start.span_s
@@ -370,7 +427,7 @@ class Chain(Jitter):
 
 
 def compose(jitters: Sequence[Jitter]) -> Jitter:
-    """One jitter that does all of them in order.
+    """One jitter that applies all of them in order.
 
     Raises
     ------
@@ -386,7 +443,7 @@ def compose(jitters: Sequence[Jitter]) -> Jitter:
 
 
 def pick(recording: Recording, stream: str | None, found: Sequence[Stream], what: str) -> tuple[str, ...]:
-    """The stream asked for, or all that were found; refused in one sentence where there are none."""
+    """The named stream, or all that were found; an error of one sentence where there are none."""
     if stream is not None:
         recording[stream]
         return (stream,)
@@ -396,7 +453,7 @@ def pick(recording: Recording, stream: str | None, found: Sequence[Stream], what
 
 
 def second_clock(recording: Recording, clock: str | None, kind: str) -> str:
-    """The clock asked for, or the first that is not the reference and times something."""
+    """The named clock, or the first other than the reference that has a stream."""
     if clock is not None:
         if clock not in recording.clocks or not recording.on(clock):
             raise NeurofuseError(
@@ -411,6 +468,14 @@ def second_clock(recording: Recording, clock: str | None, kind: str) -> str:
             "no second clock to move; make one with split_units (--split-units N) or separate_lfp."
         )
     return others[0]
+
+
+def nearest(time_s: FloatArray, at_s: FloatArray) -> IntArray:
+    """Index of the element of `time_s` (in order) that is nearest to each of `at_s`."""
+    if time_s.size < 2:
+        return np.zeros(np.shape(at_s), dtype=np.int64)
+    row = np.clip(np.searchsorted(time_s, at_s), 1, time_s.size - 1)
+    return row - ((at_s - time_s[row - 1]) < (time_s[row] - at_s))
 
 
 def _names(recording: Recording) -> list[str]:
@@ -438,7 +503,7 @@ def _same(a: Stream, b: Stream) -> bool:
 
 
 def _after(before: Stream, middle: Stream, first: Moved, then: Moved) -> Moved:
-    """Two displacements in a row, from `before` to `middle` and on."""
+    """Two displacements in a row: from `before` to `middle`, then on."""
     if not (_followed(before) and _same(before, middle)):
         return then
     d1, d2 = first.displacement_s, then.displacement_s
@@ -447,7 +512,7 @@ def _after(before: Stream, middle: Stream, first: Moved, then: Moved) -> Moved:
         to = np.full(d1.size, -1)
         to[first.source[first.source >= 0]] = np.flatnonzero(first.source >= 0)
         return Moved(np.where(to >= 0, d1 + d2[to], np.nan) if d2.size else np.full(d1.size, np.nan), source)
-    # A sample goes on from the sample that is nearest to where it went.
+    # The second displacement of a sample is that of the sample nearest to its place after the first.
     assert isinstance(before, Signal)
     parts = np.broadcast_shapes(
         (len(d1), 1), d1.reshape(len(d1), -1).shape, (1, d2.reshape(len(d2), -1).shape[1])

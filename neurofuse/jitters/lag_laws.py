@@ -1,124 +1,142 @@
-"""In: a recording and a law for how one clock errs. Out: the recording with that clock moved, and the truth.
+"""In: a recording and a law of how one clock errs. Out: the recording with that clock moved, and the truth.
 
-Sign, everywhere in neurofuse: an event at reference time t carries the stamp t + lag on the other clock.
-So a lag of +0.2 s means that the other clock reads 0.2 s late numbers, and the sample of that stream which
-belongs to the query at t is found at t + 0.2 s.
+Every law is a jitter of all streams of one clock; see `neurofuse.jitters.jitter` for the sign of a lag.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.interpolate import make_interp_spline
 from scipy.special import j0
 
-from neurofuse.recording import (
-    FloatArray,
-    IntArray,
-    NeurofuseError,
-    Recording,
-    RecordingError,
-    Signal,
-    Spikes,
-    Stream,
+from neurofuse.errors import NeurofuseError, RecordingError
+from neurofuse.jitters.jitter import (
+    TRUTH_STEP_S,
+    Jitter,
+    JitterResult,
+    LagTruth,
+    Moved,
+    TimeMap,
+    nearest,
+    second_clock,
 )
+from neurofuse.recording import FloatArray, Recording, Signal, Spikes, Stream
 from neurofuse.theory.decoding import gaussian_attenuation
-
-# Truth is kept on a grid this fine; finer than any lag a spike-LFP decoder can resolve.
-TRUTH_STEP_S = 0.005
-
-
-@dataclass(frozen=True, eq=False)
-class LagTruth:
-    """What one clock really did: its lag at every moment of the reference clock.
-
-    Parameters
-    ----------
-    clock : str
-        The clock that was moved.
-    time_s : ndarray, shape (n,)
-        Moments on the reference clock, in order.
-    lag_s : ndarray, shape (n,)
-        Stamp on `clock` minus reference time, at those moments.
-    law : str
-        The law and level that drew it, as `KIND:LEVEL`.
-    """
-
-    clock: str
-    time_s: FloatArray
-    lag_s: FloatArray
-    law: str
-
-    def at(self, time_s: FloatArray) -> FloatArray:
-        """Lag (s) at reference times, NaN where nothing is known."""
-        time_s = np.asarray(time_s, dtype=np.float64)
-        if self.time_s.size == 0:
-            return np.full(time_s.shape, np.nan)
-        nearest = np.clip(
-            np.rint((time_s - self.time_s[0]) / TRUTH_STEP_S).astype(int), 0, self.time_s.size - 1
-        )
-        inside = np.abs(self.time_s[nearest] - time_s) <= TRUTH_STEP_S
-        return np.where(inside, self.lag_s[nearest], np.nan)
-
-    def held(self, time_s: ArrayLike) -> FloatArray:
-        """Lag (s) at any reference times, beyond the ends that of the ends."""
-        return self.at(np.clip(np.asarray(time_s, dtype=np.float64), self.time_s[0], self.time_s[-1]))
 
 
 @dataclass(frozen=True)
-class LagLaw:
-    """How a clock errs. Subclasses draw the lag at a grid of times; `level` is their one strength."""
+class LagJitter(Jitter):
+    """A clock with a lag. Subclasses draw the lag at a grid of times.
+
+    Parameters
+    ----------
+    level : float
+        Strength of the law, in `unit`.
+    clock : str, optional
+        The clock to move; by default the first other than the reference.
+    max_lag_s : float, optional
+        Clip the lag to this range.
+    """
 
     level: float
+    clock: str | None = field(default=None, kw_only=True)
+    max_lag_s: float | None = field(default=None, kw_only=True)
 
-    kind = ""
     unit = "s"
-    says = ""
-    # Whether the level may be negative: how large it is counts.
-    signed = False
+    acts_on = "clock"
+    edge = "stamps whose content was never recorded are dropped; spikes and their support move past the ends"
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
         """Lag in seconds at each of `time_s` (a regular grid on the moved clock)."""
-        raise TypeError(f"{type(self).__name__} does not say how its lag is drawn.")
+        raise TypeError(f"{type(self).__name__} does not define draw().")
 
     def sections(
         self, n: int, n_steps: int, *, step_s: float, span_s: float, rng: np.random.Generator
     ) -> FloatArray:
-        """What `n` short looks at a recording of `span_s` seconds see of the lag, at places drawn at random.
+        """Lags of `n` short stretches at random places of a recording of `span_s` seconds.
 
         Returns
         -------
         ndarray, shape (n, n_steps)
-            Seconds, on a grid of `step_s`. Laws that are the same at all times are drawn on the short grid itself.
+            Seconds, on a grid of `step_s`. Stationary laws are drawn on the short grid itself.
         """
         time_s = step_s * np.arange(n_steps, dtype=np.float64)
         return np.stack([self.draw(time_s, rng=rng) for _ in range(n)]) if n else np.empty((0, n_steps))
 
     def reach_s(self, span_s: float) -> float:
-        """How far the lag typically goes in a recording of `span_s` seconds."""
+        """Typical largest lag in a recording of `span_s` seconds."""
         return abs(self.level)
 
     def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
-        """Share of a coherence's amplitude at each frequency that one fixed alignment keeps; NaN if unknown.
+        """Factor on a coherence's amplitude at each frequency under one fixed alignment; NaN if unknown.
 
-        The alignment lasts `span_s` seconds. It is the best one on average for laws that are alike at all times, and
-        that of the beginning for laws whose lag grows (`diffusion`, `hop`).
+        The alignment lasts `span_s` seconds. For stationary laws it is the best one on average; for laws whose lag
+        grows (`diffusion`, `hop`) it is that of the beginning.
         """
         return np.full(np.shape(f_hz), np.nan)
 
-    def __str__(self) -> str:
-        return f"{self.kind}:{self.level:g}"
+    def limit_s(self, max_lag_s: float | None) -> float:
+        """Range (s) to which the lag is clipped: the narrower of `max_lag_s` and the law's own; infinite for none."""
+        return min(np.inf if x is None else x for x in (max_lag_s, self.max_lag_s))
+
+    def targets(self, recording: Recording) -> tuple[str, ...]:
+        """Every stream of the clock."""
+        return tuple(s.name for s in recording.on(second_clock(recording, self.clock, self.kind)))
+
+    def act(
+        self, recording: Recording, streams: tuple[str, ...], *, rng: np.random.Generator
+    ) -> JitterResult:
+        """Move the clock."""
+        clock = second_clock(recording, self.clock, self.kind)
+        after, lag = move_clock(recording, clock, self, rng=rng)
+        inverse = _inverse(lag)
+        moved: dict[str, Moved] = {}
+        for name in streams:
+            before, now = recording[name], after[name]
+            if isinstance(before, Spikes):
+                lag_s = lag.clamped(before.times_s)
+                moved[name] = Moved(lag_s, np.argsort(before.times_s + lag_s, kind="stable"))
+            elif isinstance(now, Signal):
+                source = nearest(before.time_s, inverse(now.time_s))
+                moved[name] = Moved(lag.clamped(before.time_s), source)
+        return JitterResult(
+            {n: after[n] for n in streams},
+            moved,
+            {"lag": lag, "largest_s": float(np.abs(lag.lag_s).max())},
+            (lambda t: t + lag.clamped(t), inverse),
+            clock,
+        )
+
+    def unchanged(self, recording: Recording, streams: tuple[str, ...]) -> JitterResult:
+        """A lag of zero, which the truth contains as such."""
+        clock = second_clock(recording, self.clock, self.kind)
+        return replace(super().unchanged(recording, streams), clock=clock)
 
 
 @dataclass(frozen=True)
-class NoLag(LagLaw):
-    """Clocks that agree."""
+class NoLag(LagJitter):
+    """No lag; the recording stays as it is."""
 
     level: float = 0.0
+
     kind = "none"
-    says = "clocks agree"
+    description = "no lag; it has no level"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.level:
+            raise NeurofuseError(f"jitter 'none' has no level, got {self.level:g}; write none.")
+
+    def targets(self, recording: Recording) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def unchanged(self, recording: Recording, streams: tuple[str, ...]) -> JitterResult:
+        """Nothing, and no clock with a known lag."""
+        return JitterResult({}, {})
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
         """Zero everywhere."""
@@ -130,18 +148,19 @@ class NoLag(LagLaw):
 
 
 @dataclass(frozen=True)
-class WindowLag(LagLaw):
-    """One lag a window, drawn from N(0, level). Windows redraw it; see `neurofuse.windows`.
+class WindowLag(LagJitter):
+    """One lag per window, drawn from N(0, level). Windows redraw it; see `neurofuse.windows`.
 
-    Drawn on a whole recording it holds for blocks of `block_s`, as when a logger restarts at each trial.
+    Drawn on a whole recording it is constant in blocks of `block_s`, as when a logger restarts at each trial.
     """
 
     block_s: float = 3.0
+
     kind = "lag"
-    says = "one normal lag a window; level is its std"
+    description = "one normal lag per window; level is its std"
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
-        """Piecewise constant, one value a block."""
+        """Piecewise constant, one value per block."""
         block = np.floor((time_s - time_s[0]) / self.block_s).astype(int)
         return self.level * rng.standard_normal(block[-1] + 1)[block]
 
@@ -151,11 +170,11 @@ class WindowLag(LagLaw):
 
 
 @dataclass(frozen=True)
-class Offset(LagLaw):
+class Offset(LagJitter):
     """A constant lag of exactly `level` seconds."""
 
     kind = "offset"
-    says = "a constant lag of level"
+    description = "a constant lag of level"
     signed = True
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
@@ -163,17 +182,17 @@ class Offset(LagLaw):
         return np.full_like(time_s, self.level)
 
     def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
-        """1: an alignment found once holds."""
+        """1: one alignment fits throughout."""
         return np.ones(np.shape(f_hz))
 
 
 @dataclass(frozen=True)
-class Skew(LagLaw):
+class Skew(LagJitter):
     """A clock that runs fast by `level` ppm, right in the middle of the recording."""
 
     kind = "skew"
     unit = "ppm"
-    says = "a clock that runs fast by level, right in the middle of the recording"
+    description = "a clock that runs fast by level, right in the middle of the recording"
     signed = True
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
@@ -183,7 +202,7 @@ class Skew(LagLaw):
     def sections(
         self, n: int, n_steps: int, *, step_s: float, span_s: float, rng: np.random.Generator
     ) -> FloatArray:
-        """Pieces of the line, of either sign: which clock is the fast one is not for a decoder to learn."""
+        """Pieces of the line, of either sign, so that a decoder cannot learn which clock is the fast one."""
         place_s = span_s * rng.uniform(-0.5, 0.5, (n, 1))
         sign = rng.choice([-1.0, 1.0], (n, 1))
         return sign * 1e-6 * self.level * (place_s + step_s * np.arange(n_steps))
@@ -198,12 +217,13 @@ class Skew(LagLaw):
 
 
 @dataclass(frozen=True)
-class Walk(LagLaw):
-    """A lag that wanders: diffusion that returns to zero over `return_s`, with stationary std `level`."""
+class Walk(LagJitter):
+    """A lag that diffuses and returns to zero over `return_s`, with stationary std `level`."""
 
     return_s: float = 60.0
+
     kind = "walk"
-    says = "a lag that wanders and returns (Ornstein-Uhlenbeck); level is its std"
+    description = "a lag that diffuses and returns (Ornstein-Uhlenbeck); level is its std"
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
         """An Ornstein-Uhlenbeck path started from its stationary law."""
@@ -221,12 +241,13 @@ class Walk(LagLaw):
 
 
 @dataclass(frozen=True)
-class Jumps(LagLaw):
-    """A lag that holds, then jumps to a fresh draw from N(0, level), on average every `every_s`."""
+class Jumps(LagJitter):
+    """A lag that is constant, then jumps to a new draw from N(0, level), on average every `every_s`."""
 
     every_s: float = 8.0
+
     kind = "jump"
-    says = "a lag that jumps to a fresh value now and then; level is the std of the values"
+    description = "a lag that jumps to a new value now and then; level is the std of the values"
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
         """Piecewise constant, with exponential holding times."""
@@ -242,11 +263,11 @@ class Jumps(LagLaw):
 
 
 @dataclass(frozen=True)
-class Wander(LagLaw):
-    """What two free-running loggers do on a bad day: a fixed offset, a slow walk, and a jump now and then."""
+class Wander(LagJitter):
+    """A fixed offset, a slow walk, and a jump now and then, as two free-running loggers can have."""
 
     kind = "wander"
-    says = "an offset of level, a walk of half that std, jumps of that std"
+    description = "an offset of level, a walk of half that std, jumps of that std"
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
         """Offset `level`, plus a walk of half that size, plus jumps of the same size every 20 s or so."""
@@ -259,29 +280,29 @@ class Wander(LagLaw):
 
 
 @dataclass(frozen=True)
-class AnyLag(LagLaw):
-    """Any lag up to `level`: a third of all looks see it stand still, a third drift, a third jump.
+class AnyLag(LagJitter):
+    """Any lag up to `level`: constant in a third of all stretches, drifting in a third, jumping in a third.
 
-    Not how clocks err but what a decoder should be ready for; the speed of a drift is log-uniform.
+    Not a model of clocks but the law of lag augmentation in training; the speed of a drift is log-uniform.
     """
 
     slow: float = 0.005  # s per square root of a second
     fast: float = 0.1
 
-    kind = "roam"
-    says = "any lag up to level, standing, drifting or jumping"
+    kind = "any"
+    description = "any lag up to level, constant, drifting or jumping"
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
         """Uniform in [-level, level] at the start, reflected at the ends."""
         lag_s = np.full(time_s.size, rng.uniform(-self.level, self.level))
-        way = rng.integers(3)
-        if way == 1 and time_s.size > 1:
+        course = rng.integers(3)
+        if course == 1 and time_s.size > 1:
             speed = self.slow * (self.fast / self.slow) ** rng.uniform()
             step_s = float(time_s[1] - time_s[0])
             lag_s += speed * np.sqrt(step_s) * np.cumsum(rng.standard_normal(time_s.size))
-        elif way == 2:
+        elif course == 2:
             lag_s[rng.integers(time_s.size) :] = rng.uniform(-self.level, self.level)
-        return _folded(lag_s, self.level)
+        return _reflected(lag_s, self.level)
 
     def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
         """|sinc(2 f level)|: at any moment the lag is uniform."""
@@ -289,14 +310,14 @@ class AnyLag(LagLaw):
 
 
 @dataclass(frozen=True)
-class OffsetSkew(LagLaw):
+class OffsetSkew(LagJitter):
     """A clock that was set `set_s` seconds before the recording began and has run fast by `level` ppm since."""
 
     set_s: float = 600.0
 
     kind = "offset-skew"
     unit = "ppm"
-    says = "a clock set ten minutes before the recording that runs fast by level"
+    description = "a clock set ten minutes before the recording that runs fast by level"
     signed = True
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
@@ -316,93 +337,93 @@ class OffsetSkew(LagLaw):
         return 1e-6 * abs(self.level) * (self.set_s + span_s)
 
     def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
-        """|sinc(f eps T)|, as for a skew alone: an offset is found once."""
+        """|sinc(f eps T)|, as for a skew alone: one alignment removes the offset."""
         return Skew(self.level).phi(f_hz, span_s=span_s)
 
 
 @dataclass(frozen=True)
-class Diffusion(LagLaw):
-    """A pure random walk of the lag: its variance grows by `level` = q seconds squared a second.
+class Diffusion(LagJitter):
+    """A pure random walk of the lag: its variance grows by `level` = q seconds squared per second.
 
-    It starts at zero and is reflected at +-`within_s`, so that what a study varies is the speed and not how far the
-    lag ends up. Speed in s per square root of a second is sqrt(q).
+    It starts at zero and is reflected at +-`within_s`, so that a study varies the speed and not the largest lag.
+    The speed in s per square root of a second is sqrt(q).
     """
 
     within_s: float = 0.5
 
     kind = "diffusion"
     unit = "s^2/s"
-    says = "a lag that walks at random; level is the growth of its variance"
+    description = "a lag that walks at random; level is the growth of its variance"
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
         """Brownian, zero at the start."""
         steps = np.sqrt(self.level * np.diff(time_s)) * rng.standard_normal(max(0, time_s.size - 1))
-        return _folded(np.concatenate([[0.0], np.cumsum(steps)])[: time_s.size], self.within_s)
+        return _reflected(np.concatenate([[0.0], np.cumsum(steps)])[: time_s.size], self.within_s)
 
     def sections(
         self, n: int, n_steps: int, *, step_s: float, span_s: float, rng: np.random.Generator
     ) -> FloatArray:
-        """Looks at a walk that has been going on for a random part of the recording."""
-        gone_s = span_s * rng.uniform(0.0, 1.0, (n, 1))
+        """Stretches of a walk that began a random part of the recording before."""
+        since_s = span_s * rng.uniform(0.0, 1.0, (n, 1))
         steps = np.sqrt(self.level * step_s) * rng.standard_normal((n, n_steps))
-        start = np.sqrt(self.level * gone_s) * rng.standard_normal((n, 1))
-        return _folded(start + np.cumsum(steps, axis=1), self.within_s)
+        start = np.sqrt(self.level * since_s) * rng.standard_normal((n, 1))
+        return _reflected(start + np.cumsum(steps, axis=1), self.within_s)
 
     def reach_s(self, span_s: float) -> float:
         """Std of the lag at the end, or where it is reflected."""
         return float(min(np.sqrt(self.level * span_s), self.within_s))
 
     def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
-        """(1 - e^-a) / a, a = (2 pi f)^2 q T / 2, while the walk stays clear of its ends (q T << within^2)."""
+        """(1 - e^-a) / a, a = (2 pi f)^2 q T / 2, while the walk stays far from its bounds (q T << within_s^2)."""
         return _mean_decay(0.5 * (2 * np.pi * np.asarray(f_hz)) ** 2 * self.level * span_s)
 
 
 @dataclass(frozen=True)
-class Hops(LagLaw):
-    """A lag that hops by N(0, level) from where it is, `rate_hz` times a second on average, starting at zero.
+class Hops(LagJitter):
+    """A lag that changes by N(0, level), `rate_hz` times per second on average, starting at zero.
 
-    It is reflected at +-`within_s`. `jump` draws a fresh lag instead.
+    It is reflected at +-`within_s`. `jump` draws a new lag instead of a change.
     """
 
     rate_hz: float = 0.1
     within_s: float = 0.5
 
     kind = "hop"
-    says = "a lag that hops away from where it is now and then; level is the std of a hop"
+    description = "a lag that changes by a hop now and then; level is the std of a hop"
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
         """Compound Poisson."""
         span_s = float(time_s[-1] - time_s[0])
         edges = time_s[0] + np.sort(rng.uniform(0, span_s, rng.poisson(self.rate_hz * span_s)))
         at = np.concatenate([[0.0], np.cumsum(self.level * rng.standard_normal(edges.size))])
-        return _folded(at[np.searchsorted(edges, time_s, side="right")], self.within_s)
+        return _reflected(at[np.searchsorted(edges, time_s, side="right")], self.within_s)
 
     def sections(
         self, n: int, n_steps: int, *, step_s: float, span_s: float, rng: np.random.Generator
     ) -> FloatArray:
-        """Looks at a lag that has hopped for a random part of the recording."""
+        """Stretches of a lag whose hops began a random part of the recording before."""
         n_hops = rng.poisson(self.rate_hz * step_s, (n, n_steps))
         n_hops[:, :1] += rng.poisson(self.rate_hz * span_s * rng.uniform(0.0, 1.0, (n, 1)))
         hops = self.level * np.sqrt(n_hops) * rng.standard_normal((n, n_steps))
-        return _folded(np.cumsum(hops, axis=1), self.within_s)
+        return _reflected(np.cumsum(hops, axis=1), self.within_s)
 
     def reach_s(self, span_s: float) -> float:
         """Std of the lag at the end, or where it is reflected."""
         return float(min(self.level * np.sqrt(self.rate_hz * span_s), self.within_s))
 
     def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
-        """(1 - e^-k) / k, k = r T (1 - phi_hop(f)), while the lag stays clear of its ends."""
+        """(1 - e^-k) / k, k = r T (1 - phi_hop(f)), while the lag stays far from its bounds."""
         return _mean_decay(self.rate_hz * span_s * (1 - gaussian_attenuation(f_hz, self.level)))
 
 
 @dataclass(frozen=True)
-class Sinusoid(LagLaw):
-    """A lag that swings by +-`level` once every `period_s`, from a random phase, as with temperature or breathing."""
+class Sinusoid(LagJitter):
+    """A lag that oscillates by +-`level` with period `period_s` and random phase, as with temperature or breathing."""
 
     period_s: float = 20.0
 
     kind = "sinusoid"
-    says = "a lag that swings; level is its amplitude"
+    description = "a lag that oscillates; level is its amplitude"
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
         """A sine."""
@@ -414,13 +435,13 @@ class Sinusoid(LagLaw):
 
 
 @dataclass(frozen=True)
-class Warp(LagLaw):
+class Warp(LagJitter):
     """A smooth warp of time: a Gaussian process of std `level` and autocorrelation exp(-t^2 / (2 smooth_s^2))."""
 
     smooth_s: float = 10.0
 
     kind = "warp"
-    says = "a lag that bends smoothly; level is its std"
+    description = "a lag that varies smoothly; level is its std"
 
     def draw(self, time_s: FloatArray, *, rng: np.random.Generator) -> FloatArray:
         """White noise under a Gaussian of smooth_s / sqrt 2, drawn on a coarse grid and interpolated."""
@@ -438,55 +459,8 @@ class Warp(LagLaw):
         return gaussian_attenuation(f_hz, self.level)
 
 
-LAWS: dict[str, type[LagLaw]] = {
-    law.kind: law
-    for law in (
-        NoLag,
-        WindowLag,
-        Offset,
-        Skew,
-        Walk,
-        Jumps,
-        Wander,
-        AnyLag,
-        OffsetSkew,
-        Diffusion,
-        Hops,
-        Sinusoid,
-        Warp,
-    )
-}
-
-
-def parse_law(text: str) -> LagLaw:
-    """Read `KIND:LEVEL`, such as `lag:0.3` or `skew:30`.
-
-    Raises
-    ------
-    NeurofuseError
-        If the kind is unknown or the level is not a number.
-    """
-    kind, _, level = text.partition(":")
-    if kind not in LAWS:
-        raise NeurofuseError(f"unknown jitter '{kind}' in '{text}'; choose one of {', '.join(LAWS)}.")
-    if kind == "none":
-        return NoLag()
-    try:
-        value = float(level)
-    except ValueError:
-        value = float("nan")
-    if not np.isfinite(value):
-        raise NeurofuseError(
-            f"jitter '{text}' has no level; write {kind}:LEVEL with a number in {LAWS[kind].unit}, such as "
-            f"{kind}:{'30' if LAWS[kind].unit == 'ppm' else '0.3'}."
-        )
-    if value < 0 and not LAWS[kind].signed:
-        raise NeurofuseError(f"jitter '{text}': the level is a standard deviation and cannot be negative.")
-    return LAWS[kind](value)
-
-
 def draw_truth(
-    law: LagLaw,
+    law: LagJitter,
     clock: str,
     start_s: float,
     stop_s: float,
@@ -499,15 +473,14 @@ def draw_truth(
     Returns
     -------
     stamp_s, source_s : ndarray, shape (n,)
-        A grid of stamps on the moved clock, and the reference time whose content each of them shows.
+        A grid of stamps on the moved clock, and the reference time of the content that each of them carries.
     truth : LagTruth
-        The same lag, told on the reference clock.
+        The same lag as a function of reference time.
     """
     stamp_s = np.arange(start_s, stop_s + TRUTH_STEP_S, TRUTH_STEP_S)
-    lag_s = law.draw(stamp_s, rng=rng)
-    if max_lag_s is not None:
-        lag_s = np.clip(lag_s, -max_lag_s, max_lag_s)
-    # The law speaks on the moved clock; on the reference clock the lag solves lag(t) = law(t + lag(t)).
+    limit_s = law.limit_s(max_lag_s)
+    lag_s = np.clip(law.draw(stamp_s, rng=rng), -limit_s, limit_s)
+    # The law is a function of the moved clock; on the reference clock the lag solves lag(t) = law(t + lag(t)).
     on_reference = lag_s.copy()
     for _ in range(20):
         where = np.clip(
@@ -518,11 +491,16 @@ def draw_truth(
 
 
 def move_clock(
-    recording: Recording, clock: str, law: LagLaw, *, max_lag_s: float | None = None, rng: np.random.Generator
+    recording: Recording,
+    clock: str,
+    law: LagJitter,
+    *,
+    max_lag_s: float | None = None,
+    rng: np.random.Generator,
 ) -> tuple[Recording, LagTruth]:
     """Make one clock of a recording err by a law.
 
-    Spikes get new times. Sampled streams keep their sampling grid and show the content of another moment
+    Spikes get new times. Sampled streams keep their sampling grid and take the content of another moment
     (cubic interpolation for LFP, the nearest bin for counts and power), as a logger with that clock would
     have written. Stamps whose content lies outside the recording are dropped.
 
@@ -531,10 +509,11 @@ def move_clock(
     recording : Recording
     clock : str
         A clock other than the reference.
-    law : LagLaw
+    law : LagJitter
     max_lag_s : float, optional
-        Clip the drawn lag to this range.
+        Clip the drawn lag to this range, if it is narrower than the law's own.
     rng : numpy Generator
+        Draws the lag; no child is spawned.
 
     Returns
     -------
@@ -544,7 +523,7 @@ def move_clock(
     Raises
     ------
     RecordingError
-        If nothing is timed by `clock`, or it is the reference.
+        If no stream is on `clock`, or it is the reference.
     """
     if clock == recording.reference:
         raise RecordingError(
@@ -561,10 +540,10 @@ def move_clock(
 
 def _move(stream: Stream, stamp_s: FloatArray, source_s: FloatArray, truth: LagTruth) -> Stream:
     if isinstance(stream, Spikes):
-        times = stream.times_s + truth.held(stream.times_s)
+        times = stream.times_s + truth.clamped(stream.times_s)
         order = np.argsort(times, kind="stable")
         edges = stream.support.ravel()
-        support = np.maximum.accumulate(edges + truth.held(edges)).reshape(-1, 2)
+        support = np.maximum.accumulate(edges + truth.clamped(edges)).reshape(-1, 2)
         return replace(stream, times_s=times[order], unit=stream.unit[order], support=support)
     return _resample_content(stream, np.interp(stream.time_s, stamp_s, source_s))
 
@@ -573,38 +552,37 @@ def _resample_content(signal: Signal, source_s: FloatArray) -> Signal:
     """Fill each sample of the grid with the content of time `source_s`; drop what was never recorded."""
     time_s = signal.time_s
     near = nearest(time_s, source_s)
-    there = np.abs(time_s[near] - source_s) <= 0.75 * signal.sample_s
+    recorded = np.abs(time_s[near] - source_s) <= 0.75 * signal.sample_s
     values = np.asarray(signal.data.values)
     if signal.kind == "lfp":
         moved = np.empty_like(values)
         for start_s, stop_s in signal.support:
             lo, hi = np.searchsorted(time_s, [start_s, stop_s - 0.5 * signal.sample_s])
-            mine = there & (source_s >= start_s - signal.sample_s) & (source_s <= stop_s)
+            inside = recorded & (source_s >= start_s - signal.sample_s) & (source_s <= stop_s)
             if hi - lo > 3:
-                moved[mine] = make_interp_spline(time_s[lo:hi], values[lo:hi], k=3)(
-                    np.clip(source_s[mine], time_s[lo], time_s[hi - 1])
+                moved[inside] = make_interp_spline(time_s[lo:hi], values[lo:hi], k=3)(
+                    np.clip(source_s[inside], time_s[lo], time_s[hi - 1])
                 )
             else:
-                moved[mine] = values[near[mine]]
+                moved[inside] = values[near[inside]]
     else:
         moved = values[near]
-    data = signal.data.copy(data=moved).isel(time=np.flatnonzero(there))
+    data = signal.data.copy(data=moved).isel(time=np.flatnonzero(recorded))
     return replace(signal, data=data)
 
 
-def _folded(lag_s: FloatArray, level: float) -> FloatArray:
-    """Lags reflected at +-level, as often as needed: a triangle wave folds any value into the range."""
+def _reflected(lag_s: FloatArray, level: float) -> FloatArray:
+    """Lags reflected at +-level, as often as needed, by a triangle wave."""
     if level == 0:
         return np.zeros_like(lag_s)
     return level - np.abs((lag_s + level) % (4 * level) - 2 * level)
 
 
-def nearest(time_s: FloatArray, wanted_s: FloatArray) -> IntArray:
-    """Index of the one of `time_s`, in order, that is nearest to each wanted time."""
-    if time_s.size < 2:
-        return np.zeros(np.shape(wanted_s), dtype=np.int64)
-    at = np.clip(np.searchsorted(time_s, wanted_s), 1, time_s.size - 1)
-    return at - ((wanted_s - time_s[at - 1]) < (time_s[at] - wanted_s))
+def _inverse(lag: LagTruth) -> TimeMap:
+    """Stamp -> reference time: the moment of the truth's grid whose stamp is nearest."""
+    stamp_s = lag.time_s + lag.lag_s
+    order = np.argsort(stamp_s, kind="stable")
+    return lambda time_s: time_s - lag.lag_s[order[nearest(stamp_s[order], time_s)]]
 
 
 def _mean_decay(a: FloatArray) -> FloatArray:

@@ -1,8 +1,8 @@
-"""In: LFP, power, or a population that stands for a field. Out: the same, noisier, filtered or late, and the truth.
+"""In: LFP, power, or a population in place of a field. Out: the same, noisier, filtered or late, and the truth.
 
-Noise is measured in the band of what the streams share, [lo_hz, hi_hz]: `level` is the std of the noise in that band
-over the std of the signal in that band, channel by channel, so that the in-band SNR (power) is 1 / level^2 and does not
-depend on the sampling rate. Noise adds power and moves no event in time: it has no phi.
+Noise is measured in the band of the signal that the streams share, [lo_hz, hi_hz]: `level` is the std of the noise in
+that band over the std of the signal in that band, per channel, so that the in-band SNR (power) is 1 / level^2 and does
+not depend on the sampling rate. Noise adds power and moves no event in time: it has no phi.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from numpy.typing import ArrayLike
 from scipy.interpolate import make_interp_spline
 from scipy.signal import bessel, bilinear_zpk, sosfilt, sosfilt_zi, zpk2sos
 
-from neurofuse.jitters.jitter import Done, Jitter, Moved, pick
-from neurofuse.recording import FloatArray, NeurofuseError, Recording, Signal, Spikes, Stream
+from neurofuse.errors import NeurofuseError
+from neurofuse.jitters.jitter import Jitter, JitterResult, Moved, pick
+from neurofuse.recording import FloatArray, Recording, Signal, Spikes, Stream
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class FieldNoise(Jitter):
     """Noise added to sampled signals.
 
     By default to LFP; where there is none to power; and where there is neither to the populations that are not on
-    the reference clock, which stand for a field then. Counts become real-valued and so of kind "power"; spikes are
-    counted in bins of `bin_s` first.
+    the reference clock, which then take the place of a field. Counts become real-valued and so of kind "power"; spikes
+    are counted in bins of `bin_s` first.
 
     Parameters
     ----------
@@ -68,8 +69,10 @@ class FieldNoise(Jitter):
         )
         return pick(recording, self.stream, lfp or power or others, what)
 
-    def act(self, recording: Recording, streams: tuple[str, ...], *, rng: np.random.Generator) -> Done:
-        """Add noise to each stream by itself."""
+    def act(
+        self, recording: Recording, streams: tuple[str, ...], *, rng: np.random.Generator
+    ) -> JitterResult:
+        """Add independent noise to each stream."""
         out: dict[str, Stream] = {}
         moved: dict[str, Moved] = {}
         realised: dict[str, Any] = {}
@@ -84,7 +87,7 @@ class FieldNoise(Jitter):
                 moved[name] = Moved.unmoved(len(values))
             realised[f"{name}: signal_std"] = signal_std
             realised[f"{name}: noise_std"] = band_std(signal, new - values, self.lo_hz, self.hi_hz)
-        return Done(out, moved, realised)
+        return JitterResult(out, moved, realised)
 
     def noisy(
         self, signal: Signal, values: FloatArray, signal_std: FloatArray, *, rng: np.random.Generator
@@ -97,12 +100,12 @@ class FieldNoise(Jitter):
                 f"'{signal.name}' at {signal.rate_hz:g} Hz is too short to hold noise in the band from "
                 f"{self.lo_hz:g} to {self.hi_hz:g} Hz; widen the band."
             )
-        # Scaled to what was drawn, so that the SNR asked for is met and not only expected.
+        # Scaled by the std of the draw itself, so that the SNR is exact and not only expected.
         return values + self.level * (signal_std / own) * noise
 
     def noise(self, signal: Signal, shape: tuple[int, ...], *, rng: np.random.Generator) -> FloatArray:
-        """Noise of any size."""
-        raise TypeError(f"{type(self).__name__} does not say what its noise is.")
+        """Noise of any std; it is scaled afterwards."""
+        raise TypeError(f"{type(self).__name__} does not define noise().")
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class WhiteNoise(FieldNoise):
     """Noise of equal power at all frequencies, up to half the sampling rate."""
 
     kind = "noise"
-    says = "white noise; level is its std over the signal's, both in the shared band"
+    description = "white noise; level is its std over the signal's, both in the shared band"
 
     def noise(self, signal: Signal, shape: tuple[int, ...], *, rng: np.random.Generator) -> FloatArray:
         """Normal."""
@@ -124,10 +127,10 @@ class PinkNoise(FieldNoise):
     knee_hz: float = 0.2
 
     kind = "pink"
-    says = "1/f noise; level is its std over the signal's, both in the shared band"
+    description = "1/f noise; level is its std over the signal's, both in the shared band"
 
     def noise(self, signal: Signal, shape: tuple[int, ...], *, rng: np.random.Generator) -> FloatArray:
-        """White noise shaped in each stretch."""
+        """White noise, filtered in each stretch."""
         out = rng.standard_normal(shape)
         for run in runs(signal):
             n = run.stop - run.start
@@ -141,14 +144,14 @@ class PinkNoise(FieldNoise):
 class LineNoise(FieldNoise):
     """Mains: a sine and its harmonics, the k-th 1/k as large, with one random phase each, the same on all channels.
 
-    The level is the rms of all of it over the signal's std in the shared band, wherever the line itself lies.
+    The level is the rms of their sum over the signal's std in the shared band, whatever the line frequency.
     """
 
     line_hz: float = 50.0
     n_harmonics: int = 3
 
     kind = "line"
-    says = "mains hum; level is its rms over the signal's std in the shared band"
+    description = "mains hum; level is its rms over the signal's std in the shared band"
 
     def noisy(
         self, signal: Signal, values: FloatArray, signal_std: FloatArray, *, rng: np.random.Generator
@@ -156,13 +159,13 @@ class LineNoise(FieldNoise):
         """Sines."""
         k = np.arange(1, self.n_harmonics + 1)
         phase = rng.uniform(0, 2 * np.pi, k.size)
-        heard = k * self.line_hz < 0.5 * signal.rate_hz
-        if not heard.any():
+        below_nyquist = k * self.line_hz < 0.5 * signal.rate_hz
+        if not below_nyquist.any():
             raise NeurofuseError(
-                f"a line at {self.line_hz:g} Hz cannot be heard in '{signal.name}', sampled at {signal.rate_hz:g} Hz; "
-                "add it before features are taken."
+                f"line noise at {self.line_hz:g} Hz cannot be represented in '{signal.name}', sampled at "
+                f"{signal.rate_hz:g} Hz; add it before features are computed."
             )
-        k, phase = k[heard], phase[heard]
+        k, phase = k[below_nyquist], phase[below_nyquist]
         wave = (np.sin(2 * np.pi * self.line_hz * np.outer(signal.time_s, k) + phase) / k).sum(axis=1)
         wave /= np.sqrt(0.5 * (1.0 / k**2).sum())
         return values + self.level * signal_std * wave[:, None]
@@ -170,7 +173,7 @@ class LineNoise(FieldNoise):
 
 @dataclass(frozen=True)
 class Artefacts(FieldNoise):
-    """Transients on all channels at once, `rate_hz` a second, of either sign, that decay over `decay_s`.
+    """Transients on all channels at once, `rate_hz` per second, of either sign, that decay over `decay_s`.
 
     The level is their peak over the signal's std in the shared band.
     """
@@ -179,7 +182,7 @@ class Artefacts(FieldNoise):
     decay_s: float = 0.05
 
     kind = "artefact"
-    says = "transients on all channels; level is their peak over the signal's std in the shared band"
+    description = "transients on all channels; level is their peak over the signal's std in the shared band"
 
     def noisy(
         self, signal: Signal, values: FloatArray, signal_std: FloatArray, *, rng: np.random.Generator
@@ -199,7 +202,7 @@ class Saturate(FieldNoise):
     """The amplifier clips each channel at its mean +- std / level: at level 1 at one std, at level 0 never."""
 
     kind = "saturate"
-    says = "clipping; level is a channel's std over the clipping range"
+    description = "clipping; level is a channel's std over the clipping range"
 
     def noisy(
         self, signal: Signal, values: FloatArray, signal_std: FloatArray, *, rng: np.random.Generator
@@ -211,7 +214,7 @@ class Saturate(FieldNoise):
 
 @dataclass(frozen=True)
 class FieldPath(Jitter):
-    """A jitter of the way from the electrode to the file, by default of all LFP, else of all power.
+    """A jitter of the path from the electrode to the file, by default of all LFP, else of all power.
 
     Parameters
     ----------
@@ -243,8 +246,8 @@ class FieldPath(Jitter):
 class FilterDelay(FieldPath):
     """A causal Bessel low-pass whose group delay at low frequencies is level, as of an amplifier's filter.
 
-    A filter shifts all of a frequency's phases alike, so phase locking stays (phi = 1) and its phase turns. The map of
-    time is the delay at low frequencies. What lies above 1 / (2 pi level) Hz also gets smaller.
+    A filter shifts all phases of one frequency alike, so phase locking stays (phi = 1) at another phase. The map of
+    time is the delay at low frequencies. Frequencies above 1 / (2 pi level) Hz are also attenuated.
 
     Parameters
     ----------
@@ -254,10 +257,12 @@ class FilterDelay(FieldPath):
     order: int = 4
 
     kind = "filter-delay"
-    says = "a causal low-pass filter; level is its group delay"
-    edge = "every stretch starts as if its first sample had lasted for ever"
+    description = "a causal low-pass filter; level is its group delay"
+    edge = "every stretch starts as if its first sample had been constant before"
 
-    def act(self, recording: Recording, streams: tuple[str, ...], *, rng: np.random.Generator) -> Done:
+    def act(
+        self, recording: Recording, streams: tuple[str, ...], *, rng: np.random.Generator
+    ) -> JitterResult:
         """Filter; nothing is drawn."""
         out: dict[str, Stream] = {}
         moved = {}
@@ -273,10 +278,10 @@ class FilterDelay(FieldPath):
                 values[run], _ = sosfilt(sos, values[run], axis=0, zi=start)
             out[name] = _with(signal, values)
             moved[name] = Moved(np.full(len(values), self.level), source)
-        return Done(out, moved, maps=(lambda t: t + self.level, lambda t: t - self.level))
+        return JitterResult(out, moved, maps=(lambda t: t + self.level, lambda t: t - self.level))
 
     def sections(self, rate_hz: float) -> FloatArray:
-        """Second-order sections. The bilinear map keeps the delay at low frequencies as it is."""
+        """Second-order sections. The bilinear map preserves the delay at low frequencies."""
         z, p, k = bessel(self.order, 1 / self.level, analog=True, norm="delay", output="zpk")
         return zpk2sos(*bilinear_zpk(z, p, k, rate_hz))
 
@@ -289,14 +294,16 @@ class FilterDelay(FieldPath):
 class Propagation(FieldPath):
     """A wave that travels across the array: the last channel is late by level against the first, the mean by zero.
 
-    phi is that of the mean of many channels; each alone keeps its locking.
+    phi is that of the mean of many channels; the locking of each channel stays.
     """
 
     kind = "propagation"
-    says = "a wave across the channels; level is the delay from first to last"
-    edge = "samples that some channel has no content for, half a level at both ends of a stretch, are dropped"
+    description = "a wave across the channels; level is the delay from first to last"
+    edge = "samples without content on some channel, half a level at both ends of a stretch, are dropped"
 
-    def act(self, recording: Recording, streams: tuple[str, ...], *, rng: np.random.Generator) -> Done:
+    def act(
+        self, recording: Recording, streams: tuple[str, ...], *, rng: np.random.Generator
+    ) -> JitterResult:
         """Cubic interpolation; nothing is drawn."""
         out: dict[str, Stream] = {}
         moved = {}
@@ -323,14 +330,14 @@ class Propagation(FieldPath):
                     values[run, c] = curve(np.clip(own_s - late_s, own_s[0], own_s[-1]))
             if not kept.any():
                 raise NeurofuseError(
-                    f"jitter '{self}' would leave nothing of '{name}', whose longest stretch lasts "
+                    f"jitter '{self}' would leave no sample of '{name}', whose longest stretch lasts "
                     f"{np.diff(signal.support, axis=1).max():.3g} s; lower the level."
                 )
             after = _with(signal, values)
             out[name] = replace(after, data=after.data.isel(time=np.flatnonzero(kept)))
             moved[name] = Moved(np.broadcast_to(delay_s, values.shape), np.flatnonzero(kept))
             realised[f"{name}: delay_s"] = delay_s
-        return Done(out, moved, realised)
+        return JitterResult(out, moved, realised)
 
     def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
         """|sinc(f level)|, of the mean of many channels."""
@@ -346,7 +353,7 @@ def runs(signal: Signal) -> list[slice]:
 def band_std(signal: Signal, values: FloatArray, lo_hz: float, hi_hz: float) -> FloatArray:
     """Std of each channel's content in [lo_hz, hi_hz], means removed, by Parseval over the stretches."""
     power = np.zeros(values.shape[1])
-    n_seen = 0
+    n_samples = 0
     for run in runs(signal):
         part = values[run] - values[run].mean(axis=0)
         n = len(part)
@@ -357,8 +364,8 @@ def band_std(signal: Signal, values: FloatArray, lo_hz: float, hi_hz: float) -> 
             weight[-1] = 1.0
         weight[(f_hz < lo_hz) | (f_hz > hi_hz)] = 0.0
         power += (weight[:, None] * np.abs(np.fft.rfft(part, axis=0)) ** 2).sum(axis=0) / n
-        n_seen += n
-    return np.sqrt(power / max(1, n_seen))
+        n_samples += n
+    return np.sqrt(power / max(1, n_samples))
 
 
 def binned(spikes: Spikes, bin_s: float) -> Signal:
@@ -381,6 +388,6 @@ def binned(spikes: Spikes, bin_s: float) -> Signal:
 
 
 def _with(signal: Signal, values: FloatArray) -> Signal:
-    """Other samples; what was counted is a real number from now on."""
+    """The signal with other values; counts become real-valued."""
     kind = "power" if signal.kind == "counts" else signal.kind
     return replace(signal, data=signal.data.copy(data=values.astype(signal.data.dtype)), kind=kind)

@@ -1,6 +1,6 @@
-"""In: spike times, or counts. Out: the same with timing errors, losses, intruders and wrong labels, and the truth.
+"""In: spike times, or counts. Out: the same with timing errors, missed, false and mislabelled spikes, and the truth.
 
-Counts are jittered as the spikes they stand for: each is placed at random inside its bin, jittered, and counted again.
+Counts are jittered as the spikes they count: each is placed at random inside its bin, jittered, and counted again.
 """
 
 from __future__ import annotations
@@ -12,17 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from neurofuse.jitters.jitter import Done, Jitter, Moved, pick
-from neurofuse.recording import (
-    GAP_SAMPLES,
-    FloatArray,
-    IntArray,
-    NeurofuseError,
-    Recording,
-    Signal,
-    Spikes,
-    Stream,
-)
+from neurofuse.errors import NeurofuseError
+from neurofuse.jitters.jitter import Jitter, JitterResult, Moved, pick
+from neurofuse.recording import GAP_SAMPLES, FloatArray, IntArray, Recording, Signal, Spikes, Stream
 from neurofuse.theory.decoding import gaussian_attenuation
 
 Edge = Literal["reflect", "wrap", "drop"]
@@ -55,35 +47,37 @@ class SpikeJitter(Jitter):
             )
         return names
 
-    def act(self, recording: Recording, streams: tuple[str, ...], *, rng: np.random.Generator) -> Done:
-        """Each population by itself."""
+    def act(
+        self, recording: Recording, streams: tuple[str, ...], *, rng: np.random.Generator
+    ) -> JitterResult:
+        """Change each population, with a generator of its own."""
         out: dict[str, Stream] = {}
         moved: dict[str, Moved] = {}
         realised: dict[str, Any] = {}
         for name, own in zip(streams, rng.spawn(len(streams)), strict=True):
             stream = recording[name]
-            # Placing counts in their bins takes draws of its own, the same ones at every level.
+            # Counts are placed in their bins by a generator of their own, with the same draws at every level.
             placing, acting = own.spawn(2)
             spikes = stream if isinstance(stream, Spikes) else unbin(stream, rng=placing)
-            new, moved[name], told = self.change(spikes, rng=acting)
+            new, moved[name], drawn = self.change(spikes, rng=acting)
             out[name] = new if isinstance(stream, Spikes) else rebin(new, stream)
-            realised.update({f"{name}: {k}": v for k, v in told.items()})
-        return Done(out, moved, realised)
+            realised.update({f"{name}: {k}": v for k, v in drawn.items()})
+        return JitterResult(out, moved, realised)
 
     def change(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[Spikes, Moved, dict[str, Any]]:
-        """The population afterwards, what became of each spike, and what else was drawn."""
-        raise TypeError(f"{type(self).__name__} does not say what it does to spikes.")
+        """The population after the jitter, displacement and origin of its spikes, and other values drawn."""
+        raise TypeError(f"{type(self).__name__} does not define change().")
 
 
 @dataclass(frozen=True)
 class TimingJitter(SpikeJitter):
-    """Spikes move in time; subclasses draw by how much.
+    """Spikes move in time; subclasses draw the displacements.
 
     Parameters
     ----------
     edge : {"reflect", "wrap", "drop"}
-        What becomes of a spike that would leave its stretch of support: mirrored at the end, brought in at the other
-        end, or lost.
+        Treatment of a spike that would leave its stretch of support: mirrored at the end, moved to the other end, or
+        removed.
     """
 
     edge: Edge = "reflect"
@@ -96,20 +90,21 @@ class TimingJitter(SpikeJitter):
             )
 
     def displace(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[FloatArray, dict[str, Any]]:
-        """Seconds by which each spike wants to move, and what else was drawn."""
-        raise TypeError(f"{type(self).__name__} does not say by how much it moves spikes.")
+        """Displacement of each spike in seconds, and other values drawn."""
+        raise TypeError(f"{type(self).__name__} does not define displace().")
 
     def change(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[Spikes, Moved, dict[str, Any]]:
         """Move, keep inside the support, sort."""
-        wanted_s, told = self.displace(spikes, rng=rng)
-        new_s = spikes.times_s + wanted_s
-        kept = hold_inside(spikes.times_s, new_s, spikes.support, self.edge)
+        displacement_s, drawn = self.displace(spikes, rng=rng)
+        new_s = spikes.times_s + displacement_s
+        kept = keep_inside(spikes.times_s, new_s, spikes.support, self.edge)
         if kept is None:
-            return *_moved_to(spikes, new_s), told
+            return *_moved_to(spikes, new_s), drawn
         order = np.flatnonzero(kept)
         order = order[np.argsort(new_s[order], kind="stable")]
-        gone = np.where(kept, new_s - spikes.times_s, np.nan)
-        return _taken(spikes, new_s, order), Moved(gone, order), told | {"n_lost": int((~kept).sum())}
+        displacement_s = np.where(kept, new_s - spikes.times_s, np.nan)
+        new = _reordered(spikes, new_s, order)
+        return new, Moved(displacement_s, order), drawn | {"n_lost": int((~kept).sum())}
 
 
 @dataclass(frozen=True)
@@ -121,7 +116,7 @@ class GaussianSpikes(TimingJitter):
 
     kind = "spike"
     unit = "s"
-    says = "every spike moves by its own normal error; level is its std"
+    description = "every spike moves by its own normal error; level is its std"
 
     def displace(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[FloatArray, dict[str, Any]]:
         """Normal."""
@@ -138,7 +133,7 @@ class UniformSpikes(TimingJitter):
 
     kind = "spike-uniform"
     unit = "s"
-    says = "every spike moves by its own uniform error; level is half its range"
+    description = "every spike moves by its own uniform error; level is half its range"
 
     def displace(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[FloatArray, dict[str, Any]]:
         """Uniform."""
@@ -151,11 +146,11 @@ class UniformSpikes(TimingJitter):
 
 @dataclass(frozen=True)
 class LaplaceSpikes(TimingJitter):
-    """Every spike moves by its own draw from a Laplace law of std level: mostly little, now and then much."""
+    """Every spike moves by its own draw from a Laplace distribution of std level, which has heavy tails."""
 
     kind = "spike-laplace"
     unit = "s"
-    says = "every spike moves by its own Laplace error; level is its std"
+    description = "every spike moves by its own Laplace error; level is its std"
 
     def displace(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[FloatArray, dict[str, Any]]:
         """Laplace of scale level / sqrt 2."""
@@ -170,15 +165,15 @@ class LaplaceSpikes(TimingJitter):
 class DelayUnits(TimingJitter):
     """Every unit is late by a constant of its own from N(0, level), as along different cables or filters.
 
-    A unit by itself keeps its phase locking; phi is that of the units pooled.
+    The phase locking of each unit stays; phi is that of the units pooled.
     """
 
     kind = "unit-delay"
     unit = "s"
-    says = "every unit is late by a constant of its own; level is the std over units"
+    description = "every unit is late by a constant of its own; level is the std over units"
 
     def displace(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[FloatArray, dict[str, Any]]:
-        """One normal draw a unit."""
+        """One normal draw per unit."""
         delay_s = self.level * rng.standard_normal(spikes.n_units)
         return delay_s[spikes.unit], {"delay_s": delay_s}
 
@@ -189,25 +184,25 @@ class DelayUnits(TimingJitter):
 
 @dataclass(frozen=True)
 class IntervalSpikes(SpikeJitter):
-    """Every spike is put anywhere in the bin of length level it lies in, as elephant's `jitter_spikes`.
+    """Every spike moves to a random place in its bin of length level, as elephant's `jitter_spikes`.
 
     Bins are counted from the start of each stretch of support; its last bin may be short. This is the interval jitter
-    of Amarasingham et al. (2012) J. Neurophysiol. 107:517. Rates on scales above a bin are kept.
+    of Amarasingham et al. (2012) J. Neurophysiol. 107:517. Rates on time scales above a bin stay.
     """
 
     kind = "spike-interval"
     unit = "s"
-    says = "every spike is put anywhere in its bin; level is the bin"
+    description = "every spike moves to a random place in its bin; level is the bin"
     edge = "no spike leaves its bin; the last bin of a stretch ends with it"
 
     def change(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[Spikes, Moved, dict[str, Any]]:
-        """Draw anew inside the bins."""
+        """Draw a new place in each bin."""
         left_s, right_s = _bins_of(spikes, self.level)
         new_s = left_s + (right_s - left_s) * rng.uniform(0.0, 1.0, left_s.size)
         return *_moved_to(spikes, new_s), {}
 
     def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
-        """sinc(f w)^2: once for forgetting the place in the bin, once for drawing another."""
+        """sinc(f w)^2: one factor for the old place in the bin, which is lost, one for the new."""
         return np.sinc(np.asarray(f_hz) * self.level) ** 2
 
 
@@ -215,20 +210,20 @@ class IntervalSpikes(SpikeJitter):
 class OrderedSpikes(SpikeJitter):
     """Every spike moves by up to level, but not past the middle between it and its unit's neighbours.
 
-    Order is kept and no interval gets shorter than `refractory_s` unless it was. How far a spike can go depends on
-    the intervals, so there is no phi. (elephant's dither with a refractory period draws one spike after the other and
-    so lets a spike use what its neighbour left; that does not vectorise.)
+    The order stays and no interval gets shorter than `refractory_s` unless it was. The largest displacement depends
+    on the intervals, so there is no phi. (elephant's dither with a refractory period draws one spike after the other
+    and so lets a spike use the room that its neighbour left; that does not vectorise.)
     """
 
     refractory_s: float = 0.0
 
     kind = "spike-ordered"
     unit = "s"
-    says = "every spike moves uniformly by up to level without meeting its unit's neighbours"
+    description = "every spike moves uniformly by up to level and stays between its unit's neighbours"
     edge = "no spike passes the end of its stretch"
 
     def change(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[Spikes, Moved, dict[str, Any]]:
-        """Uniform between half-way bounds."""
+        """Uniform between bounds half way to the neighbours."""
         by_unit = _by_unit(spikes)
         times_s, unit = spikes.times_s[by_unit], spikes.unit[by_unit]
         lo_s, hi_s = (np.broadcast_to(x, unit.shape) for x in _stretch_of(spikes.times_s, spikes.support))
@@ -245,11 +240,11 @@ class OrderedSpikes(SpikeJitter):
 
 @dataclass(frozen=True)
 class Quantise(SpikeJitter):
-    """Times are known to a tick of level only, and are told as the middle of it."""
+    """Times are rounded to the middle of a tick of length level."""
 
     kind = "quantise"
     unit = "s"
-    says = "spike times are rounded to the middle of a tick; level is the tick"
+    description = "spike times are rounded to the middle of a tick; level is the tick"
     edge = "ticks are counted from the start of each stretch; its last tick ends with it"
 
     def change(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[Spikes, Moved, dict[str, Any]]:
@@ -259,7 +254,7 @@ class Quantise(SpikeJitter):
         return *_moved_to(spikes, new_s), {}
 
     def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
-        """|sinc(f w)|, where ticks and phase have no common period."""
+        """|sinc(f w)|, if ticks and phase have no common period."""
         return np.abs(np.sinc(np.asarray(f_hz) * self.level))
 
 
@@ -269,14 +264,14 @@ class Delete(SpikeJitter):
 
     kind = "delete"
     unit = "1"
-    says = "spikes are missed at random; level is their share"
+    description = "spikes are missed at random; level is their share"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_share(self)
 
     def change(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[Spikes, Moved, dict[str, Any]]:
-        """Keep those whose uniform draw is at or above the level, so that a higher level loses the same ones first."""
+        """Keep spikes whose uniform draw is at least the level; a higher level misses the same ones and more."""
         return _kept(spikes, rng.uniform(0.0, 1.0, spikes.times_s.size) >= self.level)
 
     def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
@@ -286,11 +281,11 @@ class Delete(SpikeJitter):
 
 @dataclass(frozen=True)
 class Insert(SpikeJitter):
-    """Every unit gets false spikes at level times its own mean rate, at any time of its support."""
+    """Every unit gets false spikes at level times its own mean rate, at random times of its support."""
 
     kind = "insert"
     unit = "1"
-    says = "false spikes at random times; level is how many for each true one"
+    description = "false spikes at random times; level is their number per true spike"
 
     def change(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[Spikes, Moved, dict[str, Any]]:
         """Poisson, uniform over the support."""
@@ -309,27 +304,27 @@ class Insert(SpikeJitter):
         return new, Moved(np.zeros(spikes.times_s.size), source), {"n_inserted": int(n_new.sum())}
 
     def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
-        """1 / (1 + level): false spikes lock to nothing."""
+        """1 / (1 + level): false spikes are not locked."""
         return np.full(np.shape(f_hz), 1 / (1 + self.level))
 
 
 @dataclass(frozen=True)
 class Mislabel(SpikeJitter):
-    """Sorting errors: every spike is given, with probability level, to the one unit its own is confused with.
+    """Sorting errors: every spike goes, with probability level, to the one unit that its own is confused with.
 
-    Units are confused in a random circle. The population as a whole keeps its locking, so there is no phi.
+    Units are confused in a random circle. The locking of the pooled population stays, so there is no phi.
     """
 
     kind = "mislabel"
     unit = "1"
-    says = "spikes are given to another unit, always the same one; level is their share"
+    description = "spikes go to another unit, always the same one; level is their share"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_share(self)
 
     def change(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[Spikes, Moved, dict[str, Any]]:
-        """Swap labels."""
+        """Change labels."""
         if spikes.n_units < 2:
             raise NeurofuseError(
                 f"jitter 'mislabel' needs two units to confuse, and '{spikes.name}' has {spikes.n_units}; "
@@ -340,40 +335,40 @@ class Mislabel(SpikeJitter):
         partner[circle] = np.roll(circle, 1)
         wrong = rng.uniform(0.0, 1.0, spikes.times_s.size) < self.level
         new = replace(spikes, unit=np.where(wrong, partner[spikes.unit], spikes.unit))
-        told = {"partner": partner, "mislabelled": wrong, "n_mislabelled": int(wrong.sum())}
-        return new, Moved.unmoved(wrong.size), told
+        drawn = {"partner": partner, "mislabelled": wrong, "n_mislabelled": int(wrong.sum())}
+        return new, Moved.unmoved(wrong.size), drawn
 
 
 @dataclass(frozen=True)
 class DeadTime(SpikeJitter):
-    """After each spike that it saw, a unit's detector is blind for level seconds (a non-paralysable dead time).
+    """No spike of a unit is recorded for level seconds after each recorded one (a non-paralysable dead time).
 
-    A Poisson unit of rate r is seen at r / (1 + r level).
+    A Poisson unit of rate r is recorded at r / (1 + r level).
     """
 
     kind = "dead-time"
     unit = "s"
-    says = "a unit is blind after each spike; level is for how long"
+    description = "no spike of a unit is recorded just after another; level is the dead time"
 
     def change(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[Spikes, Moved, dict[str, Any]]:
         """Nothing is drawn."""
         left = _by_unit(spikes)
         while left.size > 1:
             times_s, unit = spikes.times_s[left], spikes.unit[left]
-            blind = np.append(False, (np.diff(unit) == 0) & (np.diff(times_s) < self.level))
-            # Of spikes in a row that came too early, only the first surely fell after one that was seen.
-            lost = blind & ~np.append(False, blind[:-1])
+            early = np.append(False, (np.diff(unit) == 0) & (np.diff(times_s) < self.level))
+            # In a run of early spikes only the first surely followed a recorded one.
+            lost = early & ~np.append(False, early[:-1])
             if not lost.any():
                 break
             left = left[~lost]
-        seen = np.zeros(spikes.times_s.size, dtype=bool)
-        seen[left] = True
-        return _kept(spikes, seen)
+        kept = np.zeros(spikes.times_s.size, dtype=bool)
+        kept[left] = True
+        return _kept(spikes, kept)
 
 
 @dataclass(frozen=True)
 class DropUnits(SpikeJitter):
-    """A share of the units falls silent, from a share `after` of the recording on.
+    """A share of the units records no more spikes after a share `after` of the recording.
 
     Parameters
     ----------
@@ -385,31 +380,32 @@ class DropUnits(SpikeJitter):
 
     kind = "drop-unit"
     unit = "1"
-    says = "units fall silent; level is their share"
+    description = "units are lost; level is their share"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_share(self)
 
     def change(self, spikes: Spikes, *, rng: np.random.Generator) -> tuple[Spikes, Moved, dict[str, Any]]:
-        """A higher level loses the same units first."""
+        """A higher level loses the same units and more."""
         lost = rng.permutation(spikes.n_units)[: round(self.level * spikes.n_units)]
         since_s = spikes.start_s + self.after * (spikes.stop_s - spikes.start_s)
         kept = ~(np.isin(spikes.unit, lost) & (spikes.times_s >= since_s))
-        new, moved, told = _kept(spikes, kept)
-        return new, moved, told | {"units": np.sort(lost), "since_s": since_s}
+        new, moved, drawn = _kept(spikes, kept)
+        return new, moved, drawn | {"units": np.sort(lost), "since_s": since_s}
 
     def phi(self, f_hz: ArrayLike, *, span_s: float = float("nan")) -> FloatArray:
-        """1: those that are left lock as before."""
+        """1: the locking of the other units stays."""
         return np.ones(np.shape(f_hz))
 
 
-def hold_inside(old_s: FloatArray, new_s: FloatArray, support: FloatArray, edge: Edge) -> np.ndarray | None:
-    """Bring `new_s` back (in place) into the stretch that each spike came from, or say which to keep.
+def keep_inside(old_s: FloatArray, new_s: FloatArray, support: FloatArray, edge: Edge) -> np.ndarray | None:
+    """Move `new_s` (in place) back into the stretch that each spike came from, or select the spikes to keep.
 
     Returns
     -------
-    ndarray of bool, or None where nothing has to go
+    ndarray of bool, or None
+        Which spikes to keep; None for all.
     """
     if not old_s.size:
         return None
@@ -433,12 +429,12 @@ def hold_inside(old_s: FloatArray, new_s: FloatArray, support: FloatArray, edge:
 
 
 def unbin(counts: Signal, *, rng: np.random.Generator) -> Spikes:
-    """The spikes that counts stand for, each at a random place in its bin."""
+    """The spikes of a matrix of counts, each at a random place in its bin."""
     values = np.asarray(counts.data.values)
     whole = np.rint(values).astype(np.int64)
     if not np.allclose(values, whole):
         raise NeurofuseError(
-            f"counts '{counts.name}' are not whole numbers, so they cannot be taken apart into spikes; "
+            f"counts '{counts.name}' are not whole numbers, so they cannot be turned into spikes; "
             "jitter the recording before smoothing or scaling it."
         )
     row, unit = np.nonzero(whole)
@@ -452,7 +448,7 @@ def unbin(counts: Signal, *, rng: np.random.Generator) -> Spikes:
 
 
 def rebin(spikes: Spikes, counts: Signal) -> Signal:
-    """Count spikes again in the bins of `counts`; those in no bin are lost."""
+    """Count spikes again in the bins of `counts`; those in no bin are removed."""
     row = np.searchsorted(counts.time_s, spikes.times_s, side="right") - 1
     inside = row >= 0
     inside &= spikes.times_s < counts.time_s[np.maximum(row, 0)] + GAP_SAMPLES * counts.sample_s
@@ -486,20 +482,20 @@ def _bins_of(spikes: Spikes, bin_s: float) -> tuple[FloatArray, FloatArray]:
     return left_s, np.minimum(left_s + bin_s, np.maximum(hi_s, spikes.times_s))
 
 
-def _taken(spikes: Spikes, times_s: FloatArray, order: IntArray) -> Spikes:
+def _reordered(spikes: Spikes, times_s: FloatArray, order: IntArray) -> Spikes:
     return replace(spikes, times_s=times_s[order], unit=spikes.unit[order])
 
 
 def _moved_to(spikes: Spikes, new_s: FloatArray) -> tuple[Spikes, Moved]:
     """The same spikes at other times, sorted."""
     order = np.argsort(new_s, kind="stable")
-    return _taken(spikes, new_s, order), Moved(new_s - spikes.times_s, order)
+    return _reordered(spikes, new_s, order), Moved(new_s - spikes.times_s, order)
 
 
 def _kept(spikes: Spikes, kept: np.ndarray) -> tuple[Spikes, Moved, dict[str, Any]]:
     source = np.flatnonzero(kept)
     moved = Moved(np.where(kept, 0.0, np.nan), source)
-    return _taken(spikes, spikes.times_s, source), moved, {"n_lost": int((~kept).sum())}
+    return _reordered(spikes, spikes.times_s, source), moved, {"n_lost": int((~kept).sum())}
 
 
 def _check_share(jitter: Jitter) -> None:

@@ -1,4 +1,4 @@
-"""In: queries, keys and values of two streams. Out: scores of a band of lags, and what is read through them.
+"""In: queries, keys and values of two streams. Out: scores of a band of lags, and values read at those lags.
 
 Tensors end in their dimensions, here and in every module of this folder:
 
@@ -10,8 +10,37 @@ Only a band of lags is scored, so time and memory grow with T * L and never with
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch.nn.functional as F
 from torch import Tensor
+
+from neurofuse.recording import FloatArray
+
+Values = TypeVar("Values", Tensor, FloatArray)
+
+
+def cubic_taps(t: Values) -> tuple[Values, Values, Values, Values]:
+    """Weights of four neighbours on an even grid, for cubic interpolation between the middle two.
+
+    Catmull and Rom 1974; exact for straight lines, and for every value on the grid.
+
+    Parameters
+    ----------
+    t : Tensor or ndarray
+        Distance from the second neighbour towards the third, between 0 and 1 grid steps.
+
+    Returns
+    -------
+    tuple of 4
+        Of the shape of `t`; they sum to one.
+    """
+    return (
+        -0.5 * t + t**2 - 0.5 * t**3,
+        1 - 2.5 * t**2 + 1.5 * t**3,
+        0.5 * t + 2 * t**2 - 1.5 * t**3,
+        -0.5 * t**2 + 0.5 * t**3,
+    )
 
 
 def band_scores(query_BHTD: Tensor, key_BHWD: Tensor) -> Tensor:
@@ -36,7 +65,7 @@ def band_scores(query_BHTD: Tensor, key_BHWD: Tensor) -> Tensor:
 
 
 def band_read(weight_BHTL: Tensor, value_BHWD: Tensor) -> Tensor:
-    """Values read through the alignment: r_t = sum_l weight[t, l] v_(t+l), shape (B, H, T, D)."""
+    """Values read at weighted lags: r_t = sum_l weight[t, l] v_(t+l), shape (B, H, T, D)."""
     n_tokens, n_lags = weight_BHTL.shape[-2:]
     if n_tokens <= 2 * n_lags:
         return _skew(weight_BHTL) @ value_BHWD
@@ -48,17 +77,20 @@ def band_read(weight_BHTL: Tensor, value_BHWD: Tensor) -> Tensor:
     return (_skew(weight_BHJTL) @ value_BHJWD).flatten(-3, -2)[..., :n_tokens, :]
 
 
-def band_answer(weight_BTL: Tensor, asking_BTD: Tensor) -> Tensor:
-    """The band read the other way: r_w = sum_l weight[w - l, l] a_(w-l), shape (B, W, D).
+def band_read_reverse(weight_BTL: Tensor, query_in_BTD: Tensor) -> Tensor:
+    """The transpose of `band_read`: r_w = sum_l weight[w - l, l] x_(w-l), shape (B, W, D).
 
-    With weights that sum to one over lags this is the expected sum of what belongs to each token of the other clock.
+    With weights that sum to one over lags, each token of the other clock gets the expected sum of the anchor's tokens
+    that match it.
     """
     n_lags = weight_BTL.shape[-1]
-    # Seen from the other clock the lags run backwards: turned around in time, it is a band again.
+    # From the other clock to the anchor the lags have the opposite sign: reversed in time, it is a band again.
     padded = F.pad(weight_BTL, (0, 0, n_lags - 1, n_lags - 1))
     n_keys = weight_BTL.shape[1] + n_lags - 1
-    turned = _unskew_rows(padded, n_keys)
-    return band_read(turned[:, None], F.pad(asking_BTD, (0, 0, n_lags - 1, n_lags - 1))[:, None])[:, 0]
+    reversed_BWL = _unskew_rows(padded, n_keys)
+    return band_read(reversed_BWL[:, None], F.pad(query_in_BTD, (0, 0, n_lags - 1, n_lags - 1))[:, None])[
+        :, 0
+    ]
 
 
 def _unskew_rows(padded_BTL: Tensor, n_keys: int) -> Tensor:

@@ -1,19 +1,19 @@
-"""In: the name of a device. Out: the device, checked to be here; and the number of threads."""
+"""In: the name of a device. Out: the device, checked to exist; and how many threads torch may use."""
 
 from __future__ import annotations
 
 import torch
 
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
 
 
 def use_threads(n: int) -> None:
-    """Give torch so many threads. On a busy machine more than one waits on itself; one is also reproducible."""
+    """Set torch's number of threads; one is reproducible, and on a busy machine as fast as more."""
     torch.set_num_threads(n)
 
 
 def check_device(device: str) -> str:
-    """The device that a name stands for here.
+    """The device that a name stands for on this machine.
 
     Raises
     ------

@@ -1,19 +1,23 @@
-"""In: tokens of one stream. Out: features that have seen their neighbours in time."""
+"""In: tokens of one stream. Out: features of each token in its context; and how weights of networks are drawn."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Start at a gain of one and a bias of zero; nothing is drawn.
+NORMALISATIONS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
 
 class SeededDropout(nn.Module):
     """Dropout whose masks come from a generator of its own (torch's draws from the global one).
 
-    One random byte an element, eight at a time: several times faster than a random number each, and dropout is a
-    tenth of a training step. The rate is rounded to a 256th.
+    One random byte per element, drawn eight at a time, is several times faster than one random number each, and dropout
+    takes a tenth of a training step. The rate is rounded to a 256th.
     """
 
     def __init__(self, rate: float) -> None:
@@ -32,7 +36,7 @@ class SeededDropout(nn.Module):
 
 
 class TemporalBlock(nn.Module):
-    """A residual convolution over time; causal ones see the past alone."""
+    """A residual convolution over time, of the past only where `causal`."""
 
     def __init__(self, width: int, *, kernel: int, dilation: int, dropout: float, causal: bool) -> None:
         super().__init__()
@@ -51,7 +55,7 @@ class TemporalBlock(nn.Module):
 class StreamEncoder(nn.Module):
     """Tokens of one clock to features: a linear map (the sum of unit embeddings), then temporal blocks.
 
-    Absent tokens enter as a learned vector, so that silence and absence differ.
+    Absent tokens are embedded as a learned vector, so that absence differs from a count of zero.
     """
 
     def __init__(
@@ -73,12 +77,12 @@ class StreamEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
 
-    def enter(self, x_BWU: Tensor, present_BW: Tensor) -> Tensor:
-        """Tokens embedded one by one, shape (B, W, D)."""
+    def embed_tokens(self, x_BWU: Tensor, present_BW: Tensor) -> Tensor:
+        """Each token embedded without its context, shape (B, W, D)."""
         return torch.where(present_BW[..., None], self.embed(self.drop(x_BWU)), self.absent)
 
     def forward(self, plain_BWD: Tensor) -> Tensor:
-        """Embedded tokens as they look among their neighbours, shape (B, W, D)."""
+        """Embedded tokens encoded in their context, shape (B, W, D)."""
         h_BWD = plain_BWD
         for block in self.blocks:
             h_BWD = block(h_BWD)
@@ -86,14 +90,14 @@ class StreamEncoder(nn.Module):
 
 
 def encode(encoder: nn.Module, x_BWU: Tensor, present_BW: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens embedded, and as they look among their neighbours; both (B, W, D)."""
+    """Tokens embedded without their context, and encoded in it; both (B, W, D)."""
     assert isinstance(encoder, StreamEncoder)
-    plain_BWD = encoder.enter(x_BWU, present_BW)
+    plain_BWD = encoder.embed_tokens(x_BWU, present_BW)
     return plain_BWD, encoder(plain_BWD)
 
 
 class MovementHead(nn.Module):
-    """Features to movement: temporal blocks, which may shift in time, and a linear map."""
+    """Features to movement: temporal blocks, which may shift them in time, between linear maps."""
 
     def __init__(
         self,
@@ -107,7 +111,7 @@ class MovementHead(nn.Module):
         causal: bool,
     ) -> None:
         super().__init__()
-        self.enter = nn.Linear(n_inputs, width)
+        self.input = nn.Linear(n_inputs, width)
         self.blocks = nn.Sequential(
             *(
                 TemporalBlock(width, kernel=kernel, dilation=d, dropout=dropout, causal=causal)
@@ -115,23 +119,51 @@ class MovementHead(nn.Module):
             )
         )
         self.norm = nn.LayerNorm(width)
-        self.leave = nn.Linear(width, n_axes)
+        self.output = nn.Linear(width, n_axes)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.leave(F.gelu(self.norm(self.blocks(self.enter(x_BTD)))))
+        return self.output(F.gelu(self.norm(self.blocks(self.input(x_BTD)))))
 
 
-def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Draw every weight anew from `generator`, as torch's own defaults would; hand it to the dropouts."""
-    for part in module.modules():
-        if isinstance(part, SeededDropout):
-            part.generator = generator
-        elif isinstance(part, (nn.Linear, nn.Conv1d)):
-            nn.init.kaiming_uniform_(part.weight, a=math.sqrt(5), generator=generator)
-            if part.bias is not None:
-                bound = 1 / math.sqrt(part.weight[0].numel())
-                nn.init.uniform_(part.bias, -bound, bound, generator=generator)
-        elif isinstance(part, nn.GRU):
-            for weight in part.parameters():
-                bound = 1 / math.sqrt(part.hidden_size)
+def initialise(network: nn.Module, generator: torch.Generator) -> None:
+    """Draw the initial weights of every layer from `generator`, as torch's defaults would; torch's own is untouched.
+
+    Layers with a method `reset_parameters`, torch's or a user's, are drawn by it, the outermost last; normalisations
+    start as they were constructed, and so do parameters that belong to no such layer. Seeded dropouts take their masks
+    from the generator from then on.
+    """
+    set_dropout_generator(network, generator)
+    for layer in _innermost_first(network, set()):
+        if isinstance(layer, (nn.Linear, nn.Conv1d)):
+            nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
+            if layer.bias is not None:
+                bound = 1 / math.sqrt(layer.weight[0].numel())
+                nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+        elif isinstance(layer, nn.GRU):
+            for weight in layer.parameters():
+                bound = 1 / math.sqrt(layer.hidden_size)
                 nn.init.uniform_(weight, -bound, bound, generator=generator)
+        elif not isinstance(layer, NORMALISATIONS):
+            reset = getattr(layer, "reset_parameters", getattr(layer, "_reset_parameters", None))
+            if reset is None:
+                continue
+            seed = int(torch.randint(2**62, (), generator=generator))
+            with torch.random.fork_rng(devices=[]):
+                torch.random.default_generator.manual_seed(seed)
+                reset()
+
+
+def set_dropout_generator(network: nn.Module, generator: torch.Generator) -> None:
+    """Let every `SeededDropout` of a network draw its masks from `generator`, which is on the network's device."""
+    for layer in network.modules():
+        if isinstance(layer, SeededDropout):
+            layer.generator = generator
+
+
+def _innermost_first(layer: nn.Module, visited: set[nn.Module]) -> Iterator[nn.Module]:
+    for inner in layer.children():
+        if inner not in visited:
+            yield from _innermost_first(inner, visited)
+    if layer not in visited:
+        visited.add(layer)
+        yield layer

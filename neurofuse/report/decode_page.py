@@ -1,7 +1,7 @@
-"""In: the tables of a decode (metrics, prediction, alignment). Out: one HTML page that stands by itself.
+"""In: the tables of a decode (metrics, prediction, alignment). Out: one self-contained HTML page.
 
-The page opens with a verdict in plain words. Figures and styles are inside the file; it asks nothing of the
-network. Every name in it came from somebody's file and is escaped.
+The page opens with a verdict in one sentence. Figures and styles are inside the file, which loads nothing from the
+network. Every name on it comes from a file of the user and is escaped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from neurofuse.recording import NeurofuseError, Recording, Spikes, intervals_of
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Recording, Spikes, intervals_of
 from neurofuse.report.figures.plot_decode import (
     plot_attention,
     plot_decoded,
@@ -34,18 +35,18 @@ from neurofuse.report.figures.plot_decode import (
 )
 from neurofuse.storage import whole_file
 
-# Longer than this, a line over time becomes a block of ink.
+# Longest stretches drawn, seconds; over longer ones lines merge into a block.
 DECODED_S = 30.0
 TRAJECTORY_S = 8.0
 ATTENTION_S = 60.0
 RECORDING_S = 10.0
-# Power at the line this many times that of its neighbours is worth a notch.
+# Power at the line frequency over that of its neighbours above which a notch is advised.
 LINE_RATIO = 10.0
 DPI = 140
 
 
 def verdict(metrics: Mapping[str, Any], alignment: xr.Dataset | None = None) -> str:
-    """Say in one sentence how well movement was decoded and whether the clocks were found.
+    """One sentence on how well movement was decoded and whether the clocks were found.
 
     Parameters
     ----------
@@ -57,36 +58,40 @@ def verdict(metrics: Mapping[str, Any], alignment: xr.Dataset | None = None) -> 
     Examples
     --------
     >>> verdict({"r2_mean": 0.912, "baseline_ridge_r2_mean": 0.74})
-    'R² 0.91 (ridge 0.74); no lag was looked for.'
+    'R² 0.91 (ridge 0.74); no lag was searched.'
     """
+    return f"{_r2_clause(metrics)}; {_lag_clause(metrics, alignment)}."
+
+
+def _r2_clause(metrics: Mapping[str, Any]) -> str:
     r2, ridge = _finite(metrics.get("r2_mean")), _finite(metrics.get("baseline_ridge_r2_mean"))
     if r2 is None:
-        said = "R² could not be told"
-    else:
-        said = f"R² {_number(r2)}"
-        if ridge is not None and metrics.get("decoder") != "ridge":
-            # What the reader sees is two decimals; a lead that rounds away is none.
-            behind = round(r2, 2) <= round(ridge, 2)
-            said += f" (ridge {_number(ridge)}{', which is as good or better' if behind else ''})"
-        if r2 <= 0:
-            said += ", no better than always guessing the mean"
-    clocks = [] if alignment is None else [str(c) for c in alignment["clock"].values]
-    if alignment is None or not clocks:
-        return f"{said}; no lag was looked for."
-    named = ("the clock " if len(clocks) == 1 else "the clocks ") + _listed([f"'{c}'" for c in clocks])
-    were = "was" if len(clocks) == 1 else "were"
-    hit = _finite(metrics.get("lag_hit_rate"))
-    if hit is not None:
+        return "R² could not be computed"
+    text = f"R² {_number(r2)}"
+    if ridge is not None and metrics.get("decoder") != "ridge":
+        # The page prints two decimals; a lead that rounds away is none.
+        behind = round(r2, 2) <= round(ridge, 2)
+        text += f" (ridge {_number(ridge)}{', which is as good or better' if behind else ''})"
+    return text + (", no better than predicting the mean" if r2 <= 0 else "")
+
+
+def _lag_clause(metrics: Mapping[str, Any], alignment: xr.Dataset | None) -> str:
+    names = [] if alignment is None else [f"'{c}'" for c in alignment["clock"].values]
+    if alignment is None or not names:
+        return "no lag was searched"
+    clocks, were = (f"clock {names[0]}", "was") if len(names) == 1 else (f"clocks {_listed(names)}", "were")
+    hit_rate = _finite(metrics.get("lag_hit_rate"))
+    if hit_rate is not None:
         tolerance_s = _finite(alignment.attrs.get("hit_tolerance_s"))
         within = "" if tolerance_s is None else f" within {1000 * tolerance_s:.3g} ms"
-        return f"{said}; {named} {were} found{within} in {100 * hit:.0f} % of the test time."
+        return f"the {clocks} {were} found{within} in {100 * hit_rate:.0f} % of the test time"
     if {"lag_q05_s", "lag_q95_s"} <= set(alignment):
         width_s = float(np.nanmedian(alignment["lag_q95_s"].values - alignment["lag_q05_s"].values))
         return (
-            f"{said}; {named} {were} placed to within a 90 % band {1000 * width_s:.3g} ms wide, "
-            "with no true lag to check it against."
+            f"the 90 % interval of the lag of the {clocks} is {1000 * width_s:.3g} ms wide (median), "
+            "and no true lag is known to check it"
         )
-    return f"{said}; there is no true lag to check {named} against."
+    return f"no true lag is known to check the {clocks}"
 
 
 def write_report(
@@ -97,7 +102,7 @@ def write_report(
     alignment: xr.Dataset | None,
     recording: Recording | None = None,
 ) -> Path:
-    """Write what a decode found as one HTML page; the file appears whole or not at all.
+    """Write the result of a decode as one HTML page; the file appears whole or not at all.
 
     Parameters
     ----------
@@ -109,9 +114,9 @@ def write_report(
     prediction : Dataset, dims (time, axis)
         `movement`, `prediction` and, if there is one, `ridge`.
     alignment : Dataset, dims (clock, time, lag), or None
-        The lag posterior of every clock beside the reference; None if there is none.
+        The lag posterior of every clock but the reference; None if there is none.
     recording : Recording, optional
-        Adds a look at the data itself, and its gaps.
+        Adds figures of the data itself, and its gaps.
 
     Returns
     -------
@@ -135,34 +140,42 @@ def write_report(
         alignment = alignment.assign_attrs(
             {k: v for k, v in prediction.attrs.items() if k in ("scored", "reference")} | alignment.attrs
         )
-    title = metrics.get("name") or (recording.name if recording is not None else "")
     page = {
-        "title": f"Decoding {title}".strip() if title else "Decoding report",
         "verdict": verdict(metrics, alignment),
-        "warnings": [str(w) for w in metrics.get("warnings") or ()],
-        "summary": str(metrics.get("recording") or (repr(recording) if recording is not None else "")),
         "scores": _score_rows(metrics),
         "has_ridge": _has_ridge(metrics),
         "lag_facts": _lag_facts(metrics),
-        "trajectory": "Trajectory" if prediction.sizes.get("axis", 0) > 1 else "Predicted against true",
+        "trajectory": "Trajectory" if prediction.sizes.get("axis", 0) > 1 else "Predicted against measured",
         "figures": _figures(metrics, prediction, alignment, recording),
         "clocks": [] if alignment is None else _clock_rows(alignment),
-        "decoder": str(metrics.get("decoder") or prediction.attrs.get("decoder") or ""),
         "quality": _quality_facts(metrics, prediction),
         "splits": _split_rows(metrics),
         "bad": _bad_rows(metrics),
         "line": _line_remark(metrics),
         "streams": [] if recording is None else _stream_rows(recording),
         "scored": _scoring(metrics, prediction, alignment),
+    }
+    return write_page(path, "decode.html.j2", page | _heading(metrics, prediction, recording))
+
+
+def _heading(
+    metrics: Mapping[str, Any], prediction: xr.Dataset, recording: Recording | None
+) -> dict[str, Any]:
+    """Title, warnings, and what the run was given."""
+    name = str(metrics.get("name") or (recording.name if recording is not None else ""))
+    return {
+        "title": f"Decoding {name}".strip() if name else "Decoding report",
+        "warnings": [str(w) for w in metrics.get("warnings") or ()],
+        "summary": str(metrics.get("recording") or (repr(recording) if recording is not None else "")),
+        "decoder": str(metrics.get("decoder") or prediction.attrs.get("decoder") or ""),
         "settings": list(flat(metrics.get("settings") or {})),
         "provenance": [str(p) for p in metrics.get("provenance") or ()],
         "version": str(metrics.get("version") or ""),
     }
-    return write_page(path, "decode.html.j2", page)
 
 
 def write_page(path: str | Path, template: str, page: Mapping[str, Any]) -> Path:
-    """Fill a template of ours and write the page, whole or not at all."""
+    """Fill a template of this package and write the page, whole or not at all."""
 
     def source(name: str) -> str:
         return resources.files("neurofuse.report").joinpath("templates", name).read_text(encoding="utf-8")
@@ -182,79 +195,91 @@ def write_page(path: str | Path, template: str, page: Mapping[str, Any]) -> Path
     return path
 
 
+# A figure on a page: `src` a data URI, `alt` what it shows, `caption` how to read it, `width` in pixels.
+Figures = list[dict[str, str]]
+
+
 def _figures(
     metrics: Mapping[str, Any],
     prediction: xr.Dataset,
     alignment: xr.Dataset | None,
     recording: Recording | None,
-) -> dict[str, list[dict[str, str]]]:
-    """The figures of each section: `src` a data URI, `alt` what it shows, `caption` how to read it."""
-    out: dict[str, list[dict[str, str]]] = {
+) -> dict[str, Figures]:
+    """The figures of each section of the page."""
+    out: dict[str, Figures] = {
         k: [] for k in ("scores", "decoded", "trajectory", "lag", "attention", "training", "recording")
     }
     if metrics.get("r2"):
         with drawn(out["scores"], 4.6, 2.7, "R² of the decoder and of ridge, for every axis") as figure:
             plot_scores(metrics, ax=figure.subplots())
     if prediction.sizes.get("time", 0):
-        time_s = prediction["time"].values
-        n_axes = prediction.sizes["axis"]
-        start_s, stop_s, said = _excerpt(time_s, DECODED_S)
-        caption = f"{said} Gaps are left empty."
-        with drawn(
-            out["decoded"], 8.6, 0.8 + 1.55 * n_axes, "True and decoded movement over time", caption
-        ) as figure:
-            panels = figure.subplots(n_axes, 1, sharex=True, squeeze=False)[:, 0]
-            plot_decoded(prediction, start_s=start_s, stop_s=stop_s, ax=panels)
-        start_s, stop_s, said = _excerpt(time_s, TRAJECTORY_S if n_axes > 1 else np.inf)
-        if n_axes > 2:
-            said += " Only the first two axes are drawn."
-        alt = "Path through the first two axes" if n_axes > 1 else "Predicted against true movement"
-        with drawn(out["trajectory"], 5.2, 4.6, alt, said) as figure:
-            plot_trajectory(prediction, start_s=start_s, stop_s=stop_s, ax=figure.subplots())
+        _draw_movement(out, prediction)
     if alignment is not None:
-        start_s, stop_s, said = _excerpt(alignment["time"].values, ATTENTION_S)
-        for clock in map(str, alignment["clock"].values):
-            caption = (
-                f"Lag of clock '{clock}' over the test time: an event at reference time t is stamped t + lag."
-            )
-            if {"lag_mean_s", "lag_q05_s", "lag_q95_s"} <= set(alignment):
-                with drawn(out["lag"], 8.6, 2.9, f"Lag of clock {clock} over time", caption) as figure:
-                    plot_lag(alignment, clock=clock, ax=figure.subplots())
-            if "posterior" in alignment:
-                caption = f"Posterior over the lag of clock '{clock}' at every moment. {said}"
-                with drawn(out["attention"], 8.6, 3.2, f"Lag posterior of clock {clock}", caption) as figure:
-                    panel = figure.subplots()
-                    plot_attention(alignment, clock=clock, start_s=start_s, stop_s=stop_s, ax=panel)
+        _draw_lags(out, alignment)
     history = metrics.get("history") or {}
     losses = [x for name in ("train", "validation") for x in (history.get(name) or ())[1:]]
-    if any(_finite(x) is not None for x in losses):  # one epoch is a dot, and says nothing
-        with drawn(out["training"], 5.2, 2.5, "Loss after every epoch") as figure:
+    if any(_finite(x) is not None for x in losses):  # a single check would be a dot
+        with drawn(out["training"], 5.2, 2.5, "Loss in the course of training") as figure:
             plot_training(history, ax=figure.subplots())
     if recording is not None and (recording.streams or recording.movement is not None):
-        first_s, last_s = recording.span_s
-        if prediction.sizes.get("time", 0):
-            latest_s = max(first_s, last_s - RECORDING_S)
-            first_s = float(np.clip(prediction["time"].values[0], first_s, latest_s))
-        stop_s = min(first_s + RECORDING_S, last_s)
-        n = len(recording.streams) + (recording.movement is not None)
-        if stop_s > first_s:
-            shown_s = f"{stop_s - first_s:.3g} s"
-            caption = f"{shown_s} of the recording as it was given; every stream is drawn on its own clock."
-            with drawn(out["recording"], 8.6, 0.5 + 1.6 * n, "Streams and movement", caption) as figure:
-                panels = figure.subplots(n, 1, sharex=True, squeeze=False)[:, 0]
-                plot_recording(recording, start_s=first_s, stop_s=stop_s, ax=panels)
+        _draw_recording(out, prediction, recording)
     return out
 
 
+def _draw_movement(out: dict[str, Figures], prediction: xr.Dataset) -> None:
+    time_s, n_axes = prediction["time"].values, prediction.sizes["axis"]
+    start_s, stop_s, excerpt = _excerpt(time_s, DECODED_S)
+    alt, caption = "Measured and predicted movement over time", f"{excerpt} Gaps are left empty."
+    with drawn(out["decoded"], 8.6, 0.8 + 1.55 * n_axes, alt, caption) as figure:
+        panels = figure.subplots(n_axes, 1, sharex=True, squeeze=False)[:, 0]
+        plot_decoded(prediction, start_s=start_s, stop_s=stop_s, ax=panels)
+    start_s, stop_s, excerpt = _excerpt(time_s, TRAJECTORY_S if n_axes > 1 else np.inf)
+    if n_axes > 2:
+        excerpt += " Only the first two axes are drawn."
+    alt = "Path through the first two axes" if n_axes > 1 else "Predicted against measured movement"
+    with drawn(out["trajectory"], 5.2, 4.6, alt, excerpt) as figure:
+        plot_trajectory(prediction, start_s=start_s, stop_s=stop_s, ax=figure.subplots())
+
+
+def _draw_lags(out: dict[str, Figures], alignment: xr.Dataset) -> None:
+    start_s, stop_s, excerpt = _excerpt(alignment["time"].values, ATTENTION_S)
+    for clock in map(str, alignment["clock"].values):
+        caption = (
+            f"Lag of clock '{clock}' over the test time: an event at reference time t is stamped t + lag."
+        )
+        if {"lag_mean_s", "lag_q05_s", "lag_q95_s"} <= set(alignment):
+            with drawn(out["lag"], 8.6, 2.9, f"Lag of clock {clock} over time", caption) as figure:
+                plot_lag(alignment, clock=clock, ax=figure.subplots())
+        if "posterior" in alignment:
+            caption = f"Posterior over the lag of clock '{clock}' at every moment. {excerpt}"
+            with drawn(out["attention"], 8.6, 3.2, f"Lag posterior of clock {clock}", caption) as figure:
+                plot_attention(alignment, clock=clock, start_s=start_s, stop_s=stop_s, ax=figure.subplots())
+
+
+def _draw_recording(out: dict[str, Figures], prediction: xr.Dataset, recording: Recording) -> None:
+    first_s, last_s = recording.span_s
+    if prediction.sizes.get("time", 0):
+        latest_s = max(first_s, last_s - RECORDING_S)
+        first_s = float(np.clip(prediction["time"].values[0], first_s, latest_s))
+    stop_s = min(first_s + RECORDING_S, last_s)
+    if not stop_s > first_s:
+        return
+    n = len(recording.streams) + (recording.movement is not None)
+    caption = (
+        f"{stop_s - first_s:.3g} s of the recording as it was given; every stream is drawn on its own clock."
+    )
+    with drawn(out["recording"], 8.6, 0.5 + 1.6 * n, "Streams and movement", caption) as figure:
+        panels = figure.subplots(n, 1, sharex=True, squeeze=False)[:, 0]
+        plot_recording(recording, start_s=first_s, stop_s=stop_s, ax=panels)
+
+
 @contextmanager
-def drawn(
-    into: list[dict[str, str]], width_in: float, height_in: float, alt: str, caption: str = ""
-) -> Iterator[Figure]:
+def drawn(into: Figures, width_in: float, height_in: float, alt: str, caption: str = "") -> Iterator[Figure]:
     """A figure to draw on; once drawn it is added to `into` as a PNG inside a data URI."""
     with matplotlib.rc_context(), warnings.catch_warnings():
-        matplotlib.rcdefaults()  # the page looks the same whatever style the reader's own figures have
+        matplotlib.rcdefaults()  # the page does not depend on the style of the user's own figures
         matplotlib.rcParams.update({"font.size": 9, "axes.linewidth": 0.7})
-        # Names may be in any script; a missing glyph is drawn as a box, and nobody needs to hear of it.
+        # Names may be in any script; a missing glyph is drawn as a box, without a warning.
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*missing.*")
         figure = Figure(figsize=(width_in, height_in), layout="constrained")
         yield figure
@@ -265,14 +290,14 @@ def drawn(
 
 
 def _excerpt(time_s: np.ndarray, longest_s: float) -> tuple[float | None, float | None, str]:
-    """The earliest stretch of `longest_s` that holds most samples, and words that say it is an excerpt."""
+    """The earliest stretch of `longest_s` that holds most samples, and a sentence that calls it an excerpt."""
     span_s = float(time_s[-1] - time_s[0])
     if span_s <= longest_s:
         return None, None, "The whole test time."
-    held = np.searchsorted(time_s, time_s + longest_s) - np.arange(time_s.size)
-    start_s = float(time_s[int(np.argmax(held))])
-    said = f"{longest_s:g} s out of a test time of {span_s:.0f} s, from {start_s:.1f} s on."
-    return start_s, start_s + longest_s, said
+    count = np.searchsorted(time_s, time_s + longest_s) - np.arange(time_s.size)
+    start_s = float(time_s[int(np.argmax(count))])
+    excerpt = f"{longest_s:g} s out of a test time of {span_s:.0f} s, from {start_s:.1f} s on."
+    return start_s, start_s + longest_s, excerpt
 
 
 def _score_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -293,16 +318,16 @@ def _has_ridge(metrics: Mapping[str, Any]) -> bool:
 def _lag_facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = []
     if (hit := _finite(metrics.get("lag_hit_rate"))) is not None:
-        facts.append(("Lag found, share of the test time", f"{100 * hit:.0f} %"))
+        facts.append(("Lag hit rate, share of the test time", f"{100 * hit:.0f} %"))
     if (error_s := _finite(metrics.get("lag_median_abs_error_s"))) is not None:
         facts.append(("Median error of the lag", _milliseconds(error_s)))
     if (coverage := _finite(metrics.get("lag_coverage_90"))) is not None:
-        facts.append(("Truth inside the 90 % band (90 % would be right)", f"{100 * coverage:.0f} %"))
+        facts.append(("True lag inside the 90 % interval (ideally 90 %)", f"{100 * coverage:.0f} %"))
     return facts
 
 
 def _clock_rows(alignment: xr.Dataset) -> list[dict[str, str]]:
-    from neurofuse.scores import share_inside  # with it comes scikit-learn
+    from neurofuse.scores import share_inside  # it imports scikit-learn
 
     rows = []
     for k, clock in enumerate(map(str, alignment["clock"].values)):
@@ -411,22 +436,22 @@ def _scoring(metrics: Mapping[str, Any], prediction: xr.Dataset, alignment: xr.D
         "stitched": "The test windows were joined into one run over time, and each axis was scored over it.",
         "per window": "Each test window was decoded on its own, and all of them were scored together.",
     }
-    said = [how[scored]] if scored in how else [f"Scored: {scored}."] if scored else []
-    said.append(
-        "R² is one minus the squared error over the variance of the true movement, for each axis: 1 is "
-        "perfect, 0 is what always guessing the mean scores, below 0 is worse. The mean is over axes."
+    out = [how[scored]] if scored in how else [f"Scored: {scored}."] if scored else []
+    out.append(
+        "R² is one minus the squared error over the variance of the measured movement, for each axis: 1 is "
+        "perfect, 0 is the score of predicting the mean, below 0 is worse. The mean is over axes."
     )
     if _has_ridge(metrics):
-        said.append("Ridge is a linear decoder on the same windows, fitted and scored on the same stretches.")
+        out.append("Ridge is a linear decoder on the same windows, fitted and scored on the same stretches.")
     if alignment is not None:
         tolerance_s = _finite(alignment.attrs.get("hit_tolerance_s"))
         max_lag_s = _finite(alignment.attrs.get("max_lag_s"))
         if max_lag_s is not None:
-            said.append(f"Lags were looked for up to {max_lag_s:g} s either way.")
+            out.append(f"Lags were searched from {-max_lag_s:g} to {max_lag_s:g} s.")
         if tolerance_s is not None:
-            said.append(f"A lag counts as found within {1000 * tolerance_s:.3g} ms of the truth.")
-        said.append("A narrow band says that the decoder is sure, not that it is right.")
-    return said
+            out.append(f"A lag within {1000 * tolerance_s:.3g} ms of the true lag counts as found.")
+        out.append("A narrow interval means that the posterior is concentrated, not that it is correct.")
+    return out
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""In: what a decode, a study or an alignment found. Out: files that stand by themselves; settings read back."""
+"""In: the result of a decode, a study or an alignment. Out: its files; and the settings of a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import xarray as xr
 
 from neurofuse.alignment.result import Alignment
 from neurofuse.decode import DecodeConfig, DecodeResult
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
 from neurofuse.report.decode_page import write_report
 from neurofuse.report.study_page import write_study_report
+from neurofuse.report.study_table import with_threshold
 from neurofuse.storage import whole_file
-from neurofuse.study.cell import ORACLE
 from neurofuse.study.threshold import Method, Quantity, thresholds
 
 THRESHOLD_LAYOUT = "neurofuse-threshold-1"
@@ -76,17 +76,15 @@ def save_tables(
 def save_thresholds(folder: Path, study: xr.Dataset) -> dict[str, Any]:
     """Write `threshold.json`: every critical level that the table of a study gives, and return what it holds.
 
-    `thresholds` holds one entry a quantity (the gain between the references where they are there, the rate of hits
-    where a lag is looked for), method ("isotonic", the one to quote; "theory"; "knee"), decoder, kind and protocol;
-    `notes` says why some are not there.
+    `thresholds` holds one entry per quantity (the gain between the references where they are there, the hit rate
+    where a lag is estimated), method ("isotonic", the one to quote; "theory"; "knee"), decoder, kind and protocol;
+    `notes` gives the reasons for missing ones.
     """
     entries: list[dict[str, Any]] = []
     notes: dict[str, None] = {}
     for quantity, method in product(get_args(Quantity), get_args(Method)):
         try:
-            # Who is told the lag does not look for it.
-            asked = study if quantity == "gain" else study.drop_sel(model=ORACLE, errors="ignore")
-            found = thresholds(asked, quantity=quantity, method=method)
+            found = thresholds(with_threshold(study, quantity), quantity=quantity, method=method)
         except NeurofuseError as error:
             notes[f"{quantity}: {error}"] = None
             continue
@@ -98,7 +96,7 @@ def save_thresholds(folder: Path, study: xr.Dataset) -> dict[str, Any]:
 
 
 def save_study_report(folder: Path, study: xr.Dataset, found: Mapping[str, Any]) -> Path:
-    """Write `report.html` of a study from its table, its thresholds and the lag maps beside it."""
+    """Write `report.html` of a study from its table, its thresholds and the lag maps in the folder."""
     kept = folder / "maps.nc"
     maps = xr.load_dataset(kept, engine="h5netcdf") if kept.exists() else None
     notes = [f"No thresholds of {note}" for note in found["notes"]]
@@ -110,8 +108,8 @@ def save_study_report(folder: Path, study: xr.Dataset, found: Mapping[str, Any])
 def save_alignment(found: Alignment, folder: Path) -> None:
     """Write `clock.json`, `clock.csv`, `lag.nc` and `clock.png` into a folder that exists.
 
-    `clock.csv` has a row for every moment at which the lag was looked at: the time on A, what B read, the lag, its 90 %
-    interval by itself, whether the fitted clock is to be trusted there.
+    `clock.csv` has a row per moment of `lag.nc`: the time on A and on B, the lag by the fitted clock, the 90 % interval
+    of the lag posterior, the probability of a match, and whether the posterior confirms the fitted clock.
     """
     from neurofuse.report.figures.plot_clock import plot_clock
 
@@ -125,9 +123,9 @@ def save_alignment(found: Alignment, folder: Path) -> None:
             "a_s": time_s,
             "b_s": found.clock.to_b(time_s),
             "lag_s": found.clock.lag_s(time_s),
-            "seen_low_s": one["lag_q05_s"].values,
-            "seen_high_s": one["lag_q95_s"].values,
-            "match": one["match"].values,
+            "lag_q05_s": one["lag_q05_s"].values,
+            "lag_q95_s": one["lag_q95_s"].values,
+            "p_matched": one["p_matched"].values,
             "trusted": one["trusted"].values.astype(bool),
         }
     ).to_csv(folder / "clock.csv", index=False, float_format="%.6f")

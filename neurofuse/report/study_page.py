@@ -1,4 +1,4 @@
-"""In: the table of a study, its thresholds and lag maps. Out: one HTML page that stands by itself."""
+"""In: the table of a study, its thresholds and lag maps. Out: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from neurofuse.report.decode_page import drawn, flat, write_page
-from neurofuse.report.figures.plot_study import SPOTLIGHT, plot_lag_maps, plot_study, plot_study_attention
+from neurofuse.report.decode_page import Figures, drawn, flat, write_page
+from neurofuse.report.figures.plot_study import ATTENTION, plot_lag_maps, plot_study, plot_study_attention
 
-# What the quantities of a threshold are called on the page.
-QUANTITIES = {"gain": "gain in R²", "hit_rate": "lags found"}
+# Quantities of a threshold by their names on the page.
+QUANTITIES = {"gain": "gain in R²", "hit_rate": "lag hit rate"}
 CRITERION = "isotonic"
 
 
@@ -39,7 +39,7 @@ def write_study_report(
     maps : Dataset, dims (cell, time, lag), optional
         `maps.nc` of the study: the lag over time at three levels.
     notes : sequence of str
-        What the reader should know first.
+        Warnings to open the page with.
 
     Returns
     -------
@@ -63,27 +63,27 @@ def write_study_report(
 
 
 def study_verdict(thresholds: Sequence[Mapping[str, Any]]) -> str:
-    """Say in a sentence what level each decoder survives.
+    """One sentence with the critical level of each decoder.
 
     Examples
     --------
     >>> study_verdict([{"model": "tracked", "kind": "spike", "unit": "s", "measured": 0.021, "predicted": 0.02}])
-    'tracked holds up to spike 0.021 s (theory 0.02 s).'
+    'Critical levels: tracked, spike 0.021 s (theory 0.02 s).'
     """
-    said = []
+    parts = []
     best: dict[tuple[str, str], Mapping[str, Any]] = {}
     for one in thresholds:
         best.setdefault((str(one["model"]), str(one["kind"])), one)
     for (model, kind), one in best.items():
         unit = "" if one.get("unit") in (None, "", "1") else f" {one['unit']}"
         if one.get("measured") is None:
-            sides = {"above": "beyond every level tried", "below": "not even to the lowest level tried"}
-            said.append(f"{model} holds {kind} {sides.get(str(one.get('censored')), 'to an unknown level')}")
+            sides = {"above": "above all levels tested", "below": "below all levels tested"}
+            parts.append(f"{model}, {kind} {sides.get(str(one.get('censored')), 'not measured')}")
             continue
-        theory = one.get("predicted")
-        beside = "" if theory is None else f" (theory {theory:.3g}{unit})"
-        said.append(f"{model} holds up to {kind} {one['measured']:.3g}{unit}{beside}")
-    return "; ".join(said) + "." if said else "No threshold could be measured."
+        predicted = one.get("predicted")
+        theory = "" if predicted is None else f" (theory {predicted:.3g}{unit})"
+        parts.append(f"{model}, {kind} {one['measured']:.3g}{unit}{theory}")
+    return f"Critical levels: {'; '.join(parts)}." if parts else "No threshold could be measured."
 
 
 def _row(one: Mapping[str, Any]) -> dict[str, str]:
@@ -110,7 +110,7 @@ def _row(one: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _unfinished(study: xr.Dataset) -> list[str]:
-    """One line a state other than ok that cells ended in; levels that a kind does not have are no cells."""
+    """One line per status of cells other than ok; levels that a kind does not have are no cells."""
     if "status" not in study:
         return []
     there = study["level_value"].notnull().broadcast_like(study["status"])
@@ -124,20 +124,20 @@ def _section(
     study: xr.Dataset, kind: str, thresholds: Sequence[Mapping[str, Any]], maps: xr.Dataset | None
 ) -> dict[str, Any]:
     """The figures of one kind of jitter, protocol by protocol."""
-    figures: list[dict[str, str]] = []
-    spotlit = "entropy" in study and bool(np.isfinite(study["entropy"].sel(kind=kind)).any())
+    figures: Figures = []
+    has_attention = "entropy" in study and bool(np.isfinite(study["entropy"].sel(kind=kind)).any())
     for protocol in map(str, study["protocol"].values):
         caption = (
-            "Lines are means over seeds, bands reach from the worst seed to the best; grey are the references. "
-            "Vertical: the level at which half of the gain is left, with its 95 % interval, and that of theory, dotted."
+            "Lines are means over seeds, bands reach from the worst seed to the best; the references are grey. "
+            "Vertical lines: the level at which half of the gain is left, with its 95 % interval; dotted: theory."
         )
         with drawn(figures, 6.4, 3.6, f"R² against the level of {kind}, {protocol}", caption) as figure:
             plot_study(study, kind=kind, protocol=protocol, thresholds=thresholds, ax=figure.subplots())
-        if spotlit:
+        if has_attention:
             here = study.sel({"kind": kind, "protocol": protocol})
-            n = sum(bool(here[m].notnull().any()) for m in SPOTLIGHT if m in here)
+            n = sum(bool(here[m].notnull().any()) for m in ATTENTION if m in here)
             alt = f"Hits, anomalies and flicker against the level of {kind}, {protocol}"
-            caption = "Vertical: the level at which half of the lags are found."
+            caption = "Vertical lines: the level at which half of the lags are found; dotted: theory."
             with drawn(figures, 6.4, 1.5 * n, alt, caption) as figure:
                 panels = figure.subplots(n, 1, sharex=True, squeeze=False)[:, 0]
                 plot_study_attention(study, kind=kind, protocol=protocol, thresholds=thresholds, ax=panels)
@@ -147,7 +147,7 @@ def _section(
         for model in dict.fromkeys(map(str, maps["model"].values[kept])):
             n = int((kept & (maps["model"].values == model)).sum())
             alt = f"Lag over time at {n} levels of {kind}, {model}, {protocol}"
-            caption = "Where the spotlight stood, first seed; dashed the truth."
+            caption = "Lag posterior over time, first seed; dashed: the true lag."
             with drawn(figures, 8.0, 2.3 * n, alt, caption) as figure:
                 panels = figure.subplots(n, 1, squeeze=False)[:, 0]
                 plot_lag_maps(maps, study, model=model, kind=kind, protocol=protocol, ax=panels)

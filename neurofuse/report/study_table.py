@@ -1,4 +1,4 @@
-"""In: the table of a study. Out: the same with `.study`: its thresholds, curves, figures and summary."""
+"""In: the table of a study. Out: its thresholds, curves, figures and summary, at `.study` of the table."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from neurofuse.config import ORACLE
+from neurofuse.errors import NeurofuseError
 from neurofuse.html import card
-from neurofuse.recording import NeurofuseError
-from neurofuse.study.cell import ORACLE
-from neurofuse.study.run import LAYOUT
+from neurofuse.study.run import STUDY_LAYOUT
 from neurofuse.study.threshold import Quantity, Threshold, thresholds
 
 if TYPE_CHECKING:
@@ -40,14 +40,19 @@ def open_study(path: str | Path) -> xr.Dataset:
         raise NeurofuseError(
             f"'{file}' cannot be read ({error}); it may be cut short: run the study again with --resume."
         ) from None
-    if table.attrs.get("layout") != LAYOUT:
-        raise NeurofuseError(f"'{file}' has the layout {table.attrs.get('layout')!r}, not {LAYOUT!r}.")
+    if table.attrs.get("layout") != STUDY_LAYOUT:
+        raise NeurofuseError(f"'{file}' has the layout {table.attrs.get('layout')!r}, not {STUDY_LAYOUT!r}.")
     return table
+
+
+def with_threshold(study: xr.Dataset, quantity: Quantity) -> xr.Dataset:
+    """The models of a study that have a threshold of a quantity; the oracle, given the lag, has no hit rate."""
+    return study if quantity == "gain" else study.drop_sel(model=ORACLE, errors="ignore")
 
 
 @xr.register_dataset_accessor("study")
 class StudyTable:
-    """What can be asked of the table that `run_study` returns, at `table.study`."""
+    """Methods of the table that `run_study` returns, at `table.study`."""
 
     def __init__(self, table: xr.Dataset) -> None:
         missing = [n for n in ("model", "kind", "level", "seed", "protocol") if n not in table.dims]
@@ -57,7 +62,7 @@ class StudyTable:
         self._table = table
 
     def frame(self, measures: Sequence[str] = ("r2", "hit_rate")) -> pd.DataFrame:
-        """One row a cell that was measured: its coordinates, its level in physical units, and some measures.
+        """One row per cell that was measured: its coordinates, its level in physical units, and some measures.
 
         Parameters
         ----------
@@ -80,7 +85,7 @@ class StudyTable:
         return rows.reset_index(drop=True)
 
     def curve(self, measure: str = "r2", *, kind: str | None = None) -> pd.DataFrame:
-        """A measure over levels, averaged over seeds: one row a level, one column a model.
+        """A measure over levels, averaged over seeds: one row per level, one column per model.
 
         Parameters
         ----------
@@ -96,7 +101,7 @@ class StudyTable:
         )
 
     def thresholds(self, **options: Any) -> list[Threshold]:
-        """The level at which each model fails; see `neurofuse.thresholds` for the options."""
+        """The critical level of each model; see `neurofuse.thresholds` for the options."""
         return thresholds(self._table, **options)
 
     def plot(self, *, kind: str | None = None, ax: Axes | None = None) -> Axes:
@@ -106,19 +111,18 @@ class StudyTable:
         return plot_study(self._table, kind=kind, thresholds=self._found(), ax=ax)
 
     def plot_attention_quality(self, *, kind: str | None = None, ax: Any = None) -> AxesArray:
-        """What becomes of the spotlight; see `neurofuse.report.figures.plot_study_attention`."""
+        """Quality of attention against level; see `neurofuse.report.figures.plot_study_attention`."""
         from neurofuse.report.figures import plot_study_attention
 
         return plot_study_attention(self._table, kind=kind, thresholds=self._found("hit_rate"), ax=ax)
 
     def _found(self, quantity: Quantity = "gain") -> list[Mapping[str, Any]]:
-        # Who is told the lag does not look for it.
-        asked = self._table if quantity == "gain" else self._table.drop_sel(model=ORACLE, errors="ignore")
         try:
-            return [{"quantity": quantity} | one.as_dict() for one in thresholds(asked, quantity=quantity)]
+            found = thresholds(with_threshold(self._table, quantity), quantity=quantity)
         except NeurofuseError:
             # Without references, or with too few levels, there is a study but no threshold.
             return []
+        return [{"quantity": quantity} | one.as_dict() for one in found]
 
     def _kind(self, kind: str | None) -> str:
         kinds = [str(k) for k in self._table["kind"].values]

@@ -1,7 +1,7 @@
-"""In: a recording, and its alignment if there is one. Out: a window with a lag slider that shows what a lag changes.
+"""In: a recording, and its alignment if there is one. Out: a window with a slider that applies a lag.
 
-The second clock is drawn where a lag puts it, beside the correlation of what the two clocks do and, if an alignment is
-given, beside its posterior. `draw` and `correlation` need no notebook; `explore` adds the widgets.
+The second clock is drawn where a lag puts it, together with the correlation of the activity on the two clocks and, if
+an alignment is given, its posterior. `draw` and `correlation` need no notebook; `explore` adds the widgets.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ import numpy as np
 import xarray as xr
 from scipy.ndimage import gaussian_filter1d
 
-from neurofuse.recording import FloatArray, NeurofuseError, Recording, Signal, Spikes, Stream
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import FloatArray, Recording, Signal, Spikes, Stream
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Grid and smoothing on which the activity of two clocks is compared.
-GRID_S, SMOOTH_S = 0.01, 0.05
-DPI = 80
+GRID_S, RATE_SMOOTH_S = 0.01, 0.05
+VIEWER_DPI = 80
 
 
 @dataclass(frozen=True)
 class View:
-    """What of a recording is shown.
+    """The part of a recording that is drawn, and the lag applied to it.
 
     Parameters
     ----------
@@ -35,7 +36,7 @@ class View:
     units, channels : pair of int
         First and last unit of every population, first and last channel of every other signal; both are shown.
     lag_s : float
-        The lag tried: what is stamped t + lag on the second clock is drawn at t.
+        Events stamped t + lag on the second clock are drawn at t.
     """
 
     start_s: float
@@ -46,15 +47,15 @@ class View:
 
 
 def second_clock(recording: Recording, clock: str | None = None) -> str | None:
-    """The clock that a lag moves: the one named, else the first beside the reference; None if there is no other."""
+    """The clock that a lag moves: the one named, else the first after the reference; None if there is no other."""
     others = [c for c in recording.clocks if c != recording.reference]
     if clock is not None and clock not in others:
-        raise NeurofuseError(f"there is no clock '{clock}' beside the reference; there are {others}.")
+        raise NeurofuseError(f"there is no clock '{clock}' besides the reference; there are {others}.")
     return clock or next(iter(others), None)
 
 
 def shown(recording: Recording, view: View, *, clock: str | None = None) -> Recording:
-    """The part of a recording that a view shows, the second clock moved back by the lag."""
+    """The part of a recording inside a view, the second clock moved back by the lag."""
     moved = second_clock(recording, clock)
     margin_s = abs(view.lag_s) + 1.0
     part = recording.between(view.start_s, view.start_s + view.width_s, margin_s=margin_s)
@@ -74,11 +75,10 @@ def _chosen(stream: Stream, view: View) -> Stream:
 def correlation(
     recording: Recording, view: View, *, clock: str | None = None, max_lag_s: float = 0.5
 ) -> tuple[FloatArray, FloatArray]:
-    """How the summed activity of the two clocks correlates in the window, lag by lag.
+    """Correlation of the summed activity on the two clocks in the window, lag by lag.
 
     Activity is the smoothed rate of spikes and counts, the smoothed size of the LFP's changes, and the mean of power,
-    each stream as z-scores, averaged over a clock's streams. It is a sketch of what the decoder weighs, good for the
-    eye and no estimate of the lag.
+    each stream as z-scores, averaged over the streams of a clock. It serves for display and is no estimate of the lag.
 
     Returns
     -------
@@ -104,7 +104,7 @@ def correlation(
 
 
 def _activity(streams: list[Stream], time_s: FloatArray) -> FloatArray:
-    """Mean z-score of what some streams do, on a grid."""
+    """Mean z-score of the activity of some streams, on a grid."""
     edges = np.append(time_s, time_s[-1] + GRID_S)
     rows = []
     for stream in streams:
@@ -114,7 +114,7 @@ def _activity(streams: list[Stream], time_s: FloatArray) -> FloatArray:
             continue
         else:
             row = np.interp(time_s, stream.time_s, _size(stream))
-        row = gaussian_filter1d(row, SMOOTH_S / GRID_S)
+        row = gaussian_filter1d(row, RATE_SMOOTH_S / GRID_S)
         if row.std() > 0:
             rows.append((row - row.mean()) / row.std())
     return np.mean(rows, axis=0) if rows else np.zeros(time_s.size)
@@ -128,7 +128,7 @@ def _size(signal: Signal) -> FloatArray:
     spread = np.where(values.std(axis=0) > 0, values.std(axis=0), 1.0)
     mean: FloatArray = ((values - values.mean(axis=0)) / spread).mean(axis=1)
     if signal.kind == "lfp":
-        mean = gaussian_filter1d(mean, SMOOTH_S / signal.sample_s)
+        mean = gaussian_filter1d(mean, RATE_SMOOTH_S / signal.sample_s)
     return mean
 
 
@@ -140,14 +140,14 @@ def draw(
     posterior: xr.DataArray | None = None,
     max_lag_s: float = 0.5,
 ) -> Figure:
-    """One picture: the streams of the window on the left, what speaks for which lag on the right.
+    """One figure: the streams of the window on the left, correlation and posterior over lags on the right.
 
     Parameters
     ----------
     recording : Recording
     view : View
     clock : str, optional
-        The clock that the lag moves, by default the first beside the reference.
+        The clock that the lag moves, by default the first after the reference.
     posterior : DataArray, dims (time, lag), optional
         Probability of each lag over the session.
     max_lag_s : float
@@ -156,11 +156,11 @@ def draw(
     from matplotlib.figure import Figure
 
     from neurofuse.report.figures import plot_recording
-    from neurofuse.report.figures.panel import BLUE, TITLE, VERMILLION, tidy
+    from neurofuse.report.figures.panel import BLUE, TITLE, VERMILLION, tidy, usual_step
 
     part = shown(recording, view, clock=clock)
     n_panels = len(part.streams) + (part.movement is not None)
-    figure = Figure(figsize=(11, max(1.6 * n_panels, 3.2)), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(11, max(1.6 * n_panels, 3.2)), dpi=VIEWER_DPI, layout="constrained")
     parts: Any = figure.subfigures(1, 2, width_ratios=(2.6, 1))
     left, right = parts
     plot_recording(
@@ -174,14 +174,15 @@ def draw(
     lag_s, r = correlation(recording, view, clock=clock, max_lag_s=max_lag_s)
     panels[0].plot(lag_s, r, color=BLUE, lw=1.3)
     here = float(np.interp(view.lag_s, lag_s, r))
-    panels[0].set_title(f"activity: r = {here:.2f} here", **TITLE)
-    panels[0].set_ylabel("correlation")
+    panels[0].set_title(f"activity: r = {here:.2f} at this lag", **TITLE)
+    panels[0].set_ylabel("correlation r")
     if posterior is not None:
         inside = posterior.sel(time=slice(view.start_s, view.start_s + view.width_s))
         inside = inside if inside.sizes["time"] else posterior.sel(time=[view.start_s], method="nearest")
         panels[1].plot(inside["lag"].values, inside.mean("time").values, color=BLUE, lw=1.3)
         panels[1].set_title("posterior in the window", **TITLE)
-        panels[1].set_ylabel("probability")
+        step_ms = 1000 * usual_step(inside["lag"].values)
+        panels[1].set_ylabel(f"probability per {step_ms:.3g} ms")
     for panel in panels:
         panel.axvline(view.lag_s, color=VERMILLION, lw=1.5)
         panel.set_xlim(-max_lag_s, max_lag_s)
@@ -257,22 +258,22 @@ class Explorer:
             disabled=self.clock is None,
             **late,
         )
-        self.found = widgets.Button(description="go to the lag found", disabled=self.posterior is None)
-        self.found.on_click(lambda _: self.go_to_found())
+        self.estimate = widgets.Button(description="go to the estimated lag", disabled=self.posterior is None)
+        self.estimate.on_click(lambda _: self.go_to_estimate())
         self.picture = widgets.Image(format="png", layout=widgets.Layout(width="99%", object_fit="contain"))
         controls = (self.start, self.width, self.units, self.channels, self.lag)
         for control in controls:
             control.observe(lambda _: self.redraw(), names="value")
-        self.box = widgets.VBox([*controls, self.found, self.picture])
+        self.box = widgets.VBox([*controls, self.estimate, self.picture])
         self.redraw()
 
     @property
     def view(self) -> View:
-        """What the widgets say now."""
+        """The settings of the widgets."""
         return View(self.start.value, self.width.value, self.units.value, self.channels.value, self.lag.value)
 
     def redraw(self) -> None:
-        """Draw what the widgets say."""
+        """Draw with the settings of the widgets."""
         self.figure = draw(
             self.recording, self.view, clock=self.clock, posterior=self.posterior, max_lag_s=self.max_lag_s
         )
@@ -280,8 +281,8 @@ class Explorer:
         self.figure.savefig(out, format="png")
         self.picture.value = out.getvalue()
 
-    def go_to_found(self) -> None:
-        """Move the lag slider to where the posterior puts the window."""
+    def go_to_estimate(self) -> None:
+        """Move the lag slider to the most probable lag of the window."""
         if self.posterior is None:
             return
         view = self.view
@@ -295,15 +296,15 @@ class Explorer:
 def explore(
     recording: Recording, *, alignment: Any = None, clock: str | None = None, max_lag_s: float | None = None
 ) -> Explorer:
-    """Look at a recording in a notebook: window, units, channels, and a lag that moves the second clock.
+    """Explore a recording in a notebook: window, units, channels, and a lag that moves the second clock.
 
     Parameters
     ----------
     recording : Recording
     alignment : Alignment, DecodeResult or Dataset, optional
-        Whose posterior over lags is shown beside it.
+        The posterior over lags to be drawn with it.
     clock : str, optional
-        The clock that the lag moves, by default the first beside the reference.
+        The clock that the lag moves, by default the first after the reference.
     max_lag_s : float, optional
         Largest lag of the slider; by default the largest of the alignment, and no less than 0.5 s.
 

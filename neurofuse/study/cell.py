@@ -1,9 +1,10 @@
-"""In: the settings of a study, its recording, and coordinates. Out: what the cells there measured, as plain values.
+"""In: the settings of a study, its recording, and coordinates. Out: the measures of the cells there, as plain values.
 
-A cell is a pure function of its coordinates: decoder, kind of jitter, level, seed and protocol. Where chance comes in,
-its seed is a hash of coordinates, so a cell says the same alone, in any order, and on any machine. What a jitter does
-to a recording depends on kind, level and seed alone, and one seed makes the same draws at every level: all decoders
-see the same recordings, and a curve over levels is of one recording growing worse.
+A cell is a pure function of its coordinates: decoder, kind of jitter, level, seed and protocol. It makes the calls that
+a decode makes (`neurofuse.prepare`, `neurofuse.decode.fit_and_evaluate`); only its random generators differ, which are
+seeded by a hash of coordinates, so a cell gives the same numbers alone, in any order, and on any machine. What a jitter
+does to a recording depends on kind, level and seed alone, and one seed makes the same draws at every level: all
+decoders get the same recordings, and a curve over levels is of one recording at growing levels.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,160 +25,48 @@ import xarray as xr
 from threadpoolctl import threadpool_limits
 
 from neurofuse.attention_maps import attention_scores
-from neurofuse.decode import alignment_table, check_channels, decodable, prediction_table
+from neurofuse.config import FeatureConfig, StudyConfig
+from neurofuse.decode import Evaluation, build_decoder, evaluate, fit_and_evaluate
 from neurofuse.decoders.base import Decoder
-from neurofuse.decoders.registry import make_decoder, parameters_of
-from neurofuse.features import FeatureConfig, drop_bad, lfp_features
+from neurofuse.decoders.registry import register_decoder
 from neurofuse.jitters.jitter import Jitter
-from neurofuse.jitters.kinds import parse_jitter
-from neurofuse.jitters.lag_laws import LAWS, LagLaw, LagTruth, parse_law
-from neurofuse.nets.device import check_device, use_threads
-from neurofuse.recording import NeurofuseError, Recording, Signal, Spikes, Stream, separate_lfp, split_units
-from neurofuse.scores import r2_per_axis
+from neurofuse.jitters.kinds import parse_jitter, register_jitter
+from neurofuse.jitters.lag_laws import LagJitter
+from neurofuse.nets.device import use_threads
+from neurofuse.prepare import Tokenized, lfp_features_of, tokens_of, windows_of, with_two_clocks
+from neurofuse.recording import Recording, Signal, Spikes
+from neurofuse.scores import hit_rate, r2_per_axis
 from neurofuse.storage import open_recording, save_recording
-from neurofuse.tokens import Tokens, tokenize
-from neurofuse.windows import Split, Windows, split
+from neurofuse.windows import Split
 
-PROTOCOLS = ("train-matched", "test-only")
-# G = (model - fixed) / (oracle - fixed) is measured between these.
-FIXED, ORACLE = "early", "oracle"
-# The search that goes on while something other than the lag is varied.
-BASE_LAG = "lag:0.2"
 # Of the lag over time, this much of the test stretch is kept for figures, at three levels of the first seed.
 MAP_S = 20.0
-
-
-@dataclass(frozen=True)
-class StudyConfig:
-    """What a study varies, and how it trains. All of it is written into the table."""
-
-    # Names of decoders, of `neurofuse.decoders.registry.DECODERS`.
-    decoders: tuple[str, ...] = ("tracked", "softmax")
-    # Kinds of jitter, as in KIND:LEVEL; settings other than the level may follow, KIND:name=value.
-    kinds: tuple[str, ...] = ("lag",)
-    # Levels of each kind in its unit; kinds that are not named get `n_levels` around the predicted critical level.
-    levels: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    n_levels: int = 10
-    n_seeds: int = 5
-    # "train-matched": trained and tested at the level. "test-only": trained once, without the jitter.
-    protocols: tuple[str, ...] = ("train-matched",)
-    # The lag law under which alignment has to be found while another kind is varied, KIND:LEVEL or "none".
-    # Kinds that are lags themselves are varied alone.
-    base_lag: str = BASE_LAG
-    # Add the decoders between which a gain is measured: early fusion, and one that is told the lag.
-    references: bool = True
-    window_s: float = 3.0
-    max_lag_s: float = 0.5
-    # Seconds a token; None takes 20 ms, or the recording's own bins where they are longer.
-    token_s: float | None = None
-    # Gradient steps at most; None takes each decoder's own.
-    n_steps: int | None = None
-    # Leave so many units on the first clock, drawn anew for every seed; give the rest a clock of their own.
-    split_units: int | None = None
-    # Decode from the past alone.
-    causal: bool = False
-    # Mains frequency to remove from the LFP.
-    line_hz: float | None = None
-    # Bandwidth of what the clocks share: a lag within +-1/(2B) is a hit. None takes 50 ms.
-    bandwidth_hz: float | None = None
-    # Of everything random, together with the coordinates.
-    seed: int = 0
-    # Numbers are the same on any machine for "cpu" alone.
-    device: str = "cpu"
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The decoders, and the references that were not among them."""
-        more = (FIXED, ORACLE) if self.references else ()
-        return tuple(dict.fromkeys((*self.decoders, *more)))
-
-
-def check_config(config: StudyConfig) -> None:
-    """Refuse settings that no recording could satisfy, in one sentence."""
-    for what, given in (
-        ("decoder", config.decoders),
-        ("jitter", config.kinds),
-        ("protocol", config.protocols),
-    ):
-        if not given:
-            raise NeurofuseError(f"a study needs at least one {what}; name one.")
-        twice = sorted({g for g in given if given.count(g) > 1})
-        if twice:
-            raise NeurofuseError(f"{what} '{twice[0]}' is named twice; name each once.")
-    for name in config.models:
-        parameters_of(name)
-    for protocol in config.protocols:
-        if protocol not in PROTOCOLS:
-            raise NeurofuseError(f"there is no protocol '{protocol}'; choose from {', '.join(PROTOCOLS)}.")
-    sizes: dict[str, float | None] = {
-        "n_seeds": config.n_seeds,
-        "n_levels": config.n_levels,
-        "window_s": config.window_s,
-        "token_s": config.token_s,
-        "n_steps": config.n_steps,
-        "split_units": config.split_units,
-        "bandwidth_hz": config.bandwidth_hz,
-    }
-    for name, size in sizes.items():
-        if size is not None and not 0 < size < np.inf:
-            raise NeurofuseError(f"{name} must be a positive number, got {size:g}.")
-    if config.seed < 0:
-        raise NeurofuseError(f"the seed must be zero or more, got {config.seed}.")
-    if not 0 < config.max_lag_s < config.window_s:
-        raise NeurofuseError(
-            f"the search range of +-{config.max_lag_s:g} s must be positive and shorter than a window "
-            f"({config.window_s:g} s); lower max_lag_s or raise window_s."
-        )
-    parse_law(config.base_lag)
-    for kind in config.kinds:
-        of_kind(kind)
-    unknown = sorted(set(config.levels) - set(config.kinds))
-    if unknown:
-        raise NeurofuseError(
-            f"levels are given for '{unknown[0]}', which is not varied; varied are {', '.join(config.kinds)}."
-        )
-    for kind, levels in config.levels.items():
-        if not levels or any(not 0 < x < np.inf for x in levels) or len(set(levels)) < len(levels):
-            raise NeurofuseError(
-                f"levels of '{kind}' must be positive and differ, got {', '.join(f'{x:g}' for x in levels) or 'none'}."
-            )
-        for level in levels:
-            at_level(kind, level)
-    check_device(config.device)
-
-
-def is_lag(kind: str) -> bool:
-    """Lag laws, which windows draw anew in training. Named with settings of its own, a law moves the clock once."""
-    return kind in LAWS
+# Measures of a cell beside R2, and their units.
+MEASURES = {
+    "hit_rate": "1",
+    "mass_on_truth": "1",
+    "anomaly_rate": "1",
+    "flicker": "1/s",
+    "entropy": "nat",
+    "coverage_90": "1",
+    "seconds": "s",
+}
 
 
 def generator(config: StudyConfig, *coordinates: object) -> np.random.Generator:
-    """The source of chance at some coordinates: a hash of them and of the study's seed."""
-    said = json.dumps([config.seed, *coordinates]).encode()
-    words = np.frombuffer(hashlib.sha256(said).digest(), dtype="<u4")
+    """The random generator at some coordinates: seeded by a hash of them and of the study's seed."""
+    text = json.dumps([config.seed, *coordinates]).encode()
+    words = np.frombuffer(hashlib.sha256(text).digest(), dtype="<u4")
     return np.random.default_rng(np.random.SeedSequence(words.tolist()))
 
 
-def ready_recording(recording: Recording, config: StudyConfig) -> Recording:
-    """The recording with what no cell needs left out, once and for all: which channels count does not vary."""
-    recording = decodable(recording)
-    streams: list[Stream] = []
-    for stream in recording.streams:
-        if isinstance(stream, Signal) and stream.kind == "lfp":
-            stream, table = check_channels(stream, causal=config.causal)
-            stream = drop_bad(stream, table)
-        streams.append(stream)
-    return recording.but(streams=tuple(streams))
-
-
-def two_clocks(recording: Recording, config: StudyConfig, seed: int) -> Recording:
-    """The recording of a seed, its second clock split off where it has one clock."""
-    if config.split_units is not None:
-        rng = generator(config, "split", seed)
-        recording = split_units(recording, config.split_units, rng=rng)
-    if len([c for c in recording.clocks if recording.on(c)]) < 2:
-        recording = separate_lfp(recording)
-    return recording
+def install(extensions: Sequence[type]) -> None:
+    """Register decoders and jitters in a worker process, as they are registered in the process of the study."""
+    for kind in extensions:
+        if issubclass(kind, Decoder):
+            register_decoder(kind)
+        elif issubclass(kind, Jitter):
+            register_jitter(kind)
 
 
 def run_task(context: dict[str, Any], coordinates: dict[str, Any]) -> dict[str, Any]:
@@ -188,8 +77,8 @@ def run_task(context: dict[str, Any], coordinates: dict[str, Any]) -> dict[str, 
     context : dict
         `config`, `recording` (bytes of a `.nc` file), `maps` (kind -> levels whose lag maps are kept).
     coordinates : dict
-        `model`, `seed`; `base`, the lag law of training as text; `train`, None or [kind, level], the jitter of
-        training; `tests`, a list of [kind, index of the level, level].
+        `model`, the label of a decoder; `seed`; `base`, the lag law of training as text; `train`, None or
+        [kind, level], the jitter of training; `tests`, a list of [kind, index of the level, level].
 
     Returns
     -------
@@ -199,94 +88,77 @@ def run_task(context: dict[str, Any], coordinates: dict[str, Any]) -> dict[str, 
     use_threads(1)
     threadpool_limits(limits=1)
     config = config_from(context["config"])
-    model, seed = coordinates["model"], coordinates["seed"]
+    seed, base = coordinates["seed"], coordinates["base"]
     world = (context["recording"], json.dumps(context["config"]), seed)
     start = time.perf_counter()
-    law = parse_law(coordinates["base"])
-    tokens, truths = jittered_tokens(*world, *(coordinates["train"] or (None, 0.0)))
-    parts = cut_windows(tokens, config, law, truths, seed)
-    decoder = build(model, config, seed).fit(parts.train, validation=parts.validation)
+    train = tuple(coordinates["train"] or (None, 0.0))
+    tokenized = tokens_at(*world, base, *train)
+    split = split_at(tokenized, config, seed)
+    decoder = build(coordinates["model"], config, seed)
+    truths = {t.clock: t for t in tokenized.clock_truths}
+    trained = fit_and_evaluate(decoder, split, truths)
     trained_s = (time.perf_counter() - start) / len(coordinates["tests"])
     cells, maps = [], []
     for kind, index, level in coordinates["tests"]:
         start = time.perf_counter()
-        if [kind, level] == coordinates["train"]:
-            test = parts.test
-        elif is_lag(kind):
-            test = cut_windows(tokens, config, parse_law(f"{kind}:{level:.12g}"), (), seed).test
+        if (kind, level) == train:
+            evaluation = trained
         else:
-            moved, there = jittered_tokens(*world, kind, level)
-            test = cut_windows(moved, config, law, there, seed).test
-        found, table = measure(decoder, test, config)
+            there = tokens_at(*world, base, kind, level)
+            test = split_at(there, config, seed).test
+            evaluation = evaluate(decoder, test, {t.clock: t for t in there.clock_truths})
+        found = measures_of(evaluation, config)
         found["seconds"] = round(trained_s + time.perf_counter() - start, 3)
         cells.append({"kind": kind, "level": index} | found)
+        table = evaluation.alignment
         if table is not None and seed == 0 and index in context["maps"].get(kind, ()):
             maps.append({"kind": kind, "level": index} | lag_map(table))
     return {"cells": cells, "maps": maps}
 
 
-def measure(decoder: Decoder, test: Windows, config: StudyConfig) -> tuple[dict[str, Any], xr.Dataset | None]:
-    """Every measure of one cell, None where it does not apply, and the table of lags over time."""
-    said = decoder.decode_session(test)
-    movement = prediction_table(test, said.movement, None, decoder=decoder.name)
+def measures_of(evaluation: Evaluation, config: StudyConfig) -> dict[str, Any]:
+    """Every measure of one cell, None where it does not apply."""
+    movement, table = evaluation.prediction, evaluation.alignment
     r2 = r2_per_axis(movement["movement"].values, movement["prediction"].values)
     out: dict[str, Any] = {"r2": [number(x) for x in r2]}
-    table = alignment_table(test, said, {t.clock: t for t in test.truths}, decoder=decoder.name)
     if table is None:
-        return out, None
-    spot = attention_scores(table, bandwidth_hz=config.bandwidth_hz)
+        return out
+    scores = attention_scores(table, bandwidth_hz=config.bandwidth_hz)
     for name in ("mass_on_truth", "anomaly_rate", "flicker", "entropy"):
-        if name in spot:
-            out[name] = number(spot[name].mean())
+        if name in scores:
+            out[name] = number(scores[name].mean())
     if "true_lag_s" in table:
-        error_s = np.abs(table["lag_path_s"].values - table["true_lag_s"].values)
-        known = error_s[np.isfinite(error_s)]
-        out["hit_rate"] = number((known <= spot.attrs["tolerance_s"]).mean()) if known.size else None
-        out["coverage_90"] = number(spot["coverage"].sel(level=0.9).values.mean())
-    return out, table
+        path_s, true_s = table["lag_path_s"].values, table["true_lag_s"].values
+        out["hit_rate"] = number(hit_rate(path_s, true_s, tolerance_s=scores.attrs["tolerance_s"]))
+        out["coverage_90"] = number(scores["coverage"].sel(credible_level=0.9).values.mean())
+    return out
 
 
-def cut_windows(
-    tokens: Tokens, config: StudyConfig, law: LagLaw, truths: tuple[LagTruth, ...], seed: int
-) -> Split:
-    """The splits of one seed; its draws from a law are the same at every level, as near as the law allows."""
-    rng = generator(config, "windows", law.kind, seed)
-    sizes = {"window_s": config.window_s, "max_lag_s": config.max_lag_s}
-    return split(tokens, jitter=law, truths=truths, rng=rng, **sizes)
+def jitter_of(base: str, kind: str | None, level: float) -> Jitter:
+    """The jitter of a cell: a kind at a level, and the base lag beside it; a lag law takes the place of the base."""
+    varied = None if kind is None else at_level(kind, level)
+    if varied is None or isinstance(varied, LagJitter):
+        return varied or parse_jitter(base)
+    return varied if base == "none" else varied | parse_jitter(base)
 
 
 @lru_cache(maxsize=2)
-def jittered_tokens(
-    content: bytes, settings: str, seed: int, kind: str | None, level: float
-) -> tuple[Tokens, tuple[LagTruth, ...]]:
-    """Tokens of the recording of one seed after one jitter, and the lags that it planted on the other clocks.
-
-    Lag laws leave the recording as it is: windows draw from them.
-    """
+def tokens_at(
+    content: bytes, settings: str, seed: int, base: str, kind: str | None, level: float
+) -> Tokenized:
+    """Tokens of the recording of one seed under one jitter."""
     config = config_from(json.loads(settings))
     recording = _opened(content, settings, seed)
-    before = recording
-    truths: dict[str, LagTruth] = {}
-    if kind is not None and not is_lag(kind):
-        rng = generator(config, "jitter", kind, seed)
-        recording, told = at_level(kind, level).jitter(recording, rng=rng)
-        truths = told.lags(*recording.span_s)
-    known = {s.name: s for s in before.streams}
-    featured = tuple(
-        # What the jitter did not touch has the features it had.
-        _features_once(content, settings, seed, s.name)
-        if isinstance(s, Signal) and s.kind == "lfp" and s is known[s.name]
-        else lfp_features(s, config=_features(config))
-        if isinstance(s, Signal)
-        else s
-        for s in recording.streams
-    )
-    tokens = tokenize(recording.but(streams=featured), token_s=config.token_s)
-    if not truths:
-        return tokens, ()
-    some = next(iter(truths.values()))
-    none = {c.clock: LagTruth(c.clock, some.time_s, np.zeros_like(some.lag_s), "none") for c in tokens.clocks}
-    return tokens, tuple((none | truths)[c.clock] for c in tokens.clocks[1:])
+    known = _features_once(content, settings, seed)
+    rng = generator(config, "jitter", kind, seed)
+    return tokens_of(recording, config, jitter_of(base, kind, level), rng=rng, known=known)
+
+
+def split_at(tokenized: Tokenized, config: StudyConfig, seed: int) -> Split:
+    """The splits of one seed; its draws from a law are the same at every level, as near as the law allows."""
+    law = tokenized.injected
+    rng = generator(config, "windows", "none" if law is None else law.kind, seed)
+    return windows_of(tokenized, config, rng=rng)[0]
 
 
 @lru_cache(maxsize=1)
@@ -298,27 +170,28 @@ def _opened(content: bytes, settings: str, seed: int) -> Recording:
     return two_clocks(recording, config_from(json.loads(settings)), seed)
 
 
-@lru_cache(maxsize=4)
-def _features_once(content: bytes, settings: str, seed: int, name: str) -> Signal:
-    stream = _opened(content, settings, seed)[name]
-    assert isinstance(stream, Signal)
-    return lfp_features(stream, config=_features(config_from(json.loads(settings))))
+@lru_cache(maxsize=1)
+def _features_once(content: bytes, settings: str, seed: int) -> dict[str, Signal]:
+    return lfp_features_of(_opened(content, settings, seed), config_from(json.loads(settings)))
 
 
-def _features(config: StudyConfig) -> FeatureConfig:
-    return FeatureConfig(causal=config.causal, line_hz=config.line_hz)
+def two_clocks(recording: Recording, config: StudyConfig, seed: int) -> Recording:
+    """The recording of a seed, its second clock split off where it has one clock."""
+    return with_two_clocks(recording, config, None, rng=generator(config, "split", seed), required=True)
 
 
-def build(model: str, config: StudyConfig, seed: int) -> Decoder:
-    """A decoder whose chances depend on the seed of its cell alone."""
-    wanted = {
-        "causal": config.causal,
-        "seed": int(generator(config, "decoder", seed).integers(2**31)),
-        "device": config.device,
-        "n_steps": config.n_steps,
-    }
-    known = parameters_of(model)
-    return make_decoder(model, **{k: v for k, v in wanted.items() if k in known and v is not None})
+def build(label: str, config: StudyConfig, seed: int) -> Decoder:
+    """A decoder of the study whose random numbers depend on the seed of its cell alone."""
+    name, options = config.choices[label]
+    chosen = int(generator(config, "decoder", seed).integers(2**31))
+    # Numbers are the same on any machine for the CPU alone.
+    settings = replace(config, device="cpu") if config.device == "auto" else config
+    return build_decoder(name, options, settings, seed=chosen)
+
+
+def is_lag(kind: str) -> bool:
+    """Whether a kind, settings and all, is a lag law."""
+    return isinstance(of_kind(kind), LagJitter)
 
 
 def at_level(kind: str, level: float) -> Jitter:
@@ -336,6 +209,8 @@ def config_from(settings: Mapping[str, Any]) -> StudyConfig:
     """A configuration from what JSON keeps of it, in which tuples are lists."""
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     given["levels"] = {k: tuple(v) for k, v in settings["levels"].items()}
+    given["decoders"] = tuple(d if isinstance(d, str) else (d[0], dict(d[1])) for d in settings["decoders"])
+    given["features"] = FeatureConfig(**settings["features"])
     return StudyConfig(**given)
 
 
@@ -347,21 +222,21 @@ def packed_recording(recording: Recording) -> bytes:
 
 def digest(recording: Recording) -> str:
     """A hash of all numbers in a recording, wherever they were read from."""
-    told = hashlib.sha256()
+    found = hashlib.sha256()
     for stream in recording.streams:
-        told.update(f"{stream.name} on {stream.clock}".encode())
+        found.update(f"{stream.name} on {stream.clock}".encode())
         arrays = (
             (stream.times_s, stream.unit, stream.support)
             if isinstance(stream, Spikes)
             else (stream.time_s, np.asarray(stream.data.values))
         )
         for array in arrays:
-            told.update(np.ascontiguousarray(array).tobytes())
+            found.update(np.ascontiguousarray(array).tobytes())
     if recording.movement is not None:
         moved = recording.movement.data
         for array in (moved["time"].values, moved.values):
-            told.update(np.ascontiguousarray(array).tobytes())
-    return told.hexdigest()[:16]
+            found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()[:16]
 
 
 def lag_map(table: xr.Dataset) -> dict[str, Any]:

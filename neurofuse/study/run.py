@@ -19,41 +19,35 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from neurofuse.jitters.lag_laws import NoLag, parse_law
-from neurofuse.recording import NeurofuseError, Recording
+from neurofuse.config import FIXED, MAX_LAG_S, ORACLE, WINDOW_S, StudyConfig
+from neurofuse.decoders.registry import registered_decoders
+from neurofuse.errors import NeurofuseError
+from neurofuse.jitters.kinds import parse_jitter, registered_jitters
+from neurofuse.jitters.lag_laws import LagJitter
+from neurofuse.prepare import check_names, check_reach, clean_recording, windows_of
+from neurofuse.recording import Recording
 from neurofuse.storage import whole_file
 from neurofuse.study.cell import (
-    FIXED,
-    ORACLE,
-    StudyConfig,
-    check_config,
-    cut_windows,
+    MEASURES,
+    at_level,
     digest,
+    generator,
+    install,
     is_lag,
-    jittered_tokens,
     of_kind,
     packed_recording,
-    ready_recording,
     run_task,
+    tokens_at,
     two_clocks,
     unpacked,
 )
-from neurofuse.study.coherence import CRITERION, critical_level
-from neurofuse.study.levels import AROUND, SHARES, Levels, largest, plan_levels
+from neurofuse.study.coherence import HIT_CRITERION, predict_critical_level
+from neurofuse.study.levels import AROUND, SHARE_KINDS, Levels, largest, plan_levels
 from neurofuse.study.tasks import Record, Task, run_tasks
 from neurofuse.tokens import Tokens
+from neurofuse.variables import labelled
 
-LAYOUT = "neurofuse-study-1"
-# Measures of a cell beside R2, and their units.
-MEASURES = {
-    "hit_rate": "1",
-    "mass_on_truth": "1",
-    "anomaly_rate": "1",
-    "flicker": "1/s",
-    "entropy": "nat",
-    "coverage_90": "1",
-    "seconds": "s",
-}
+STUDY_LAYOUT = "neurofuse-study-1"
 
 
 def run_study(
@@ -76,9 +70,9 @@ def run_study(
     jobs : int
         Worker processes, of one thread each; 0 works in this process, and leaves torch and BLAS with one thread.
     scheduler : str or distributed.Client, optional
-        A Dask cluster to run on instead. Neither changes a number.
+        A Dask cluster instead. Neither changes a number.
     out : path, optional
-        Folder for `study.nc`, `maps.nc` and one file a finished task in `tasks`.
+        Folder for `study.nc`, `maps.nc` and one file per finished task in `tasks`.
     resume : bool
         Go on with the study that `out` holds, if it is this one; what failed is tried again.
     progress : bool
@@ -88,12 +82,12 @@ def run_study(
     -------
     Dataset, dims (model, kind, level, seed, protocol)
         `r2` (with axis), `hit_rate`, `mass_on_truth`, `anomaly_rate`, `flicker` (1/s), `entropy` (nat),
-        `coverage_90`, each the mean over the clocks searched, NaN for decoders that look for no lag; `seconds` of
+        `coverage_90`, each the mean over the clocks searched, NaN for decoders that search no lag; `seconds` of
         training (shared out where one training serves several cells) and test, the one thing that differs between
         runs; `status` ("ok", "failed", "quarantined", "missing") and why, `message`. `level` counts from 0, the
         least jitter first; `level_value` (kind, level) is in `level_unit` (kind), NaN where a kind has fewer levels;
         `predicted` (kind) is the critical level of theory (see `neurofuse.study.coherence`), NaN where there is none,
-        and `levels_from` says where levels came from.
+        and `levels_from` is where levels came from.
 
     Raises
     ------
@@ -101,9 +95,10 @@ def run_study(
         If the study cannot be run on this recording, or `out` holds something else.
     """
     config = config or StudyConfig()
-    check_config(config)
-    ready = ready_recording(recording, config)
+    check_names(config)
+    ready = clean_recording(recording, config).recording
     content = packed_recording(ready)
+    config = _sized(content, config)
     plans = _plan_levels(ready, content, config)
     config = replace(config, levels={kind: p.values for kind, p in plans.items()})
     tasks = plan_tasks(config)
@@ -112,15 +107,8 @@ def run_study(
         "recording": content,
         "maps": {kind: _map_levels(p) for kind, p in plans.items()},
     }
-    # What would stop every cell stops the study before anything is written.
-    tokens, _ = jittered_tokens(content, json.dumps(context["config"]), 0, None, 0.0)
-    cut_windows(tokens, config, NoLag(), (), 0)
-    settings = {
-        "layout": LAYOUT,
-        "version": version("neurofuse"),
-        "recording": digest(ready),
-        **context["config"],
-    }
+    origin = {"layout": STUDY_LAYOUT, "version": version("neurofuse"), "recording": digest(ready)}
+    settings = origin | context["config"]
     with _in_folder(out, settings, resume=resume) as folder:
         records = run_tasks(
             run_task,
@@ -130,17 +118,22 @@ def run_study(
             jobs=jobs,
             scheduler=scheduler,
             progress=progress,
+            extensions=(*registered_decoders(), *registered_jitters()),
+            install=install,
         )
-        table = collect(config, plans, tasks, records, axes=tokens.axes)
+        table = collect(config, plans, tasks, records, axes=ready.movement.axes if ready.movement else ())
         table.attrs |= {"recording": recording.name, "settings": json.dumps(settings)}
         if out is not None:
-            maps = collect_maps(tasks, records)
-            for name, found in (("study.nc", table), ("maps.nc", maps)):
-                if found is not None:
-                    packed = {"posterior": {"zlib": True}} if "posterior" in found else {}
-                    with whole_file(folder / name) as partial:
-                        found.to_netcdf(partial, engine="h5netcdf", encoding=packed)
+            _write(folder / "study.nc", table)
+            _write(folder / "maps.nc", collect_maps(tasks, records))
     return table
+
+
+def _write(path: Path, table: xr.Dataset | None) -> None:
+    if table is not None:
+        packed = {"posterior": {"zlib": True}} if "posterior" in table else {}
+        with whole_file(path) as partial:
+            table.to_netcdf(partial, engine="h5netcdf", encoding=packed)
 
 
 def plan_tasks(config: StudyConfig) -> list[Task]:
@@ -151,7 +144,7 @@ def plan_tasks(config: StudyConfig) -> list[Task]:
             if protocol == "train-matched":
                 for kind in config.kinds:
                     for index, level in enumerate(config.levels[kind]):
-                        for model in config.models:
+                        for model in config.choices:
                             coordinates = {
                                 "model": model,
                                 "seed": seed,
@@ -169,7 +162,7 @@ def plan_tasks(config: StudyConfig) -> list[Task]:
                     if base_of(kind, config) == base
                     for index, level in enumerate(config.levels[kind])
                 ]
-                for model in config.models:
+                for model in config.choices:
                     coordinates = {"model": model, "seed": seed, "base": base, "train": None, "tests": tests}
                     key = f"{protocol}.{model}.{_file_name(base)}.{seed}"
                     tasks.append(Task(key, {"protocol": protocol} | coordinates))
@@ -185,22 +178,34 @@ def _file_name(kind: str) -> str:
     return kind.replace(":", "-").replace("/", "_")
 
 
+def _sized(content: bytes, config: StudyConfig) -> StudyConfig:
+    """The configuration with its windows and largest lag fitted to the recording, the same for every cell."""
+    tokenized = tokens_at(content, json.dumps(asdict(config)), 0, "none", None, 0.0)
+    split, _ = windows_of(tokenized, config, rng=generator(config, "windows", "none", 0))
+    token_s = tokenized.tokens.token_s
+    window_s = round(split.test.n_steps * token_s, 9) if config.window_s is None else config.window_s
+    max_lag_s = round(split.test.max_lag * token_s, 9) if config.max_lag_s is None else config.max_lag_s
+    return replace(config, window_s=window_s, max_lag_s=max_lag_s)
+
+
+def _max_lag_s(config: StudyConfig) -> float:
+    return MAX_LAG_S if config.max_lag_s is None else config.max_lag_s
+
+
 def _plan_levels(ready: Recording, content: bytes, config: StudyConfig) -> dict[str, Levels]:
     """Levels of every kind, each of which the recording can be given and the search can reach."""
     recording = two_clocks(ready, config, 0)
     span_s = recording.span_s[1] - recording.span_s[0]
     for kind in config.kinds:
         of_kind(kind).targets(recording)
-    for text in (
-        config.base_lag,
-        *(f"{k}:{x:.12g}" for k in config.kinds if is_lag(k) for x in config.levels.get(k, ())),
-    ):
-        reach_s = parse_law(text).reach_s(span_s)
-        if reach_s > config.max_lag_s * (1 + 1e-6):
-            raise NeurofuseError(
-                f"jitter '{text}' moves the clock by {reach_s:.3g} s, beyond the search range of "
-                f"+-{config.max_lag_s:g} s; lower its level or raise --max-lag."
-            )
+    laws = [parse_jitter(config.base_lag)]
+    laws += [at_level(k, x) for k in config.kinds if is_lag(k) for x in config.levels.get(k, ())]
+    for law in laws:
+        assert isinstance(law, LagJitter)
+        check_reach(law, recording, config)
+    for kind, levels in config.levels.items():
+        for level in levels:
+            at_level(kind, level)
     return {
         kind: plan_levels(
             of_kind(kind),
@@ -208,33 +213,34 @@ def _plan_levels(ready: Recording, content: bytes, config: StudyConfig) -> dict[
             predicted=_predicted(kind, content, config, span_s),
             n_levels=config.n_levels,
             span_s=span_s,
-            max_lag_s=config.max_lag_s,
+            max_lag_s=_max_lag_s(config),
         )
         for kind in config.kinds
     }
 
 
 def _predicted(kind: str, content: bytes, config: StudyConfig, span_s: float) -> float:
-    """Critical level by what the clocks tell of each other; NaN for lags, which a decoder can undo."""
+    """Critical level from the coherence between the clocks; NaN for lags, which a decoder can undo."""
     jitter = of_kind(kind)
     if jitter.acts_on == "clock":
         return float("nan")
-    top = largest(jitter.kind, jitter.unit, jitter.acts_on, span_s=span_s, max_lag_s=config.max_lag_s)
+    top = largest(jitter.kind, jitter.unit, jitter.acts_on, span_s=span_s, max_lag_s=_max_lag_s(config))
     settings = json.dumps(asdict(config))
 
-    def tokens_at(level: float) -> Tokens:
-        return jittered_tokens(content, settings, 0, kind if level else None, level)[0]
+    def jittered(level: float) -> Tokens:
+        return tokens_at(content, settings, 0, "none", kind if level else None, level).tokens
 
-    limit = min(AROUND * top, 0.99) if jitter.kind in SHARES else AROUND * top
-    return critical_level(tokens_at, largest=limit, window_s=config.window_s, max_lag_s=config.max_lag_s)[0]
+    limit = min(AROUND * top, 0.99) if jitter.kind in SHARE_KINDS else AROUND * top
+    window_s = WINDOW_S if config.window_s is None else config.window_s
+    return predict_critical_level(jittered, largest=limit, window_s=window_s, max_lag_s=_max_lag_s(config))[0]
 
 
 def _map_levels(plan: Levels) -> list[int]:
     """Three levels at which the lag over time is worth seeing: below the critical one, at it, and beyond."""
     values = np.log(plan.values)
     middle = np.log(plan.predicted) if np.isfinite(plan.predicted) else values.mean()
-    wanted = middle + np.log(3) * np.array([-1, 0, 1])
-    return sorted({int(np.abs(values - w).argmin()) for w in wanted})
+    centres = middle + np.log(3) * np.array([-1, 0, 1])
+    return sorted({int(np.abs(values - w).argmin()) for w in centres})
 
 
 def collect(
@@ -247,8 +253,9 @@ def collect(
 ) -> xr.Dataset:
     """All cells as one table; see `run_study`."""
     dims = ("model", "kind", "level", "seed", "protocol")
+    models = list(config.choices)
     n_levels = max(len(p.values) for p in plans.values())
-    shape = (len(config.models), len(plans), n_levels, config.n_seeds, len(config.protocols))
+    shape = (len(config.choices), len(plans), n_levels, config.n_seeds, len(config.protocols))
     values = {name: np.full(shape, np.nan) for name in MEASURES}
     r2 = np.full((*shape, len(axes)), np.nan)
     status, message = np.full(shape, "missing", dtype=object), np.full(shape, "", dtype=object)
@@ -258,7 +265,7 @@ def collect(
         found = {(x["kind"], x["level"]): x for x in (record.result or {}).get("cells", ())}
         for kind, index, _ in c["tests"]:
             at = (
-                config.models.index(c["model"]),
+                models.index(c["model"]),
                 kinds.index(kind),
                 index,
                 c["seed"],
@@ -275,7 +282,7 @@ def collect(
     level_value = np.full((len(plans), n_levels), np.nan)
     for row, plan in zip(level_value, plans.values(), strict=True):
         row[: len(plan.values)] = plan.values
-    return xr.Dataset(
+    table = xr.Dataset(
         {"r2": ((*dims, "axis"), r2)}
         | {name: (dims, values[name], {"units": unit}) for name, unit in MEASURES.items()}
         | {"status": (dims, status), "message": (dims, message)}
@@ -287,7 +294,7 @@ def collect(
             "base_lag": ("kind", np.array([base_of(k, config) for k in kinds], dtype=object)),
         },
         coords={
-            "model": list(config.models),
+            "model": models,
             "kind": kinds,
             "level": np.arange(n_levels),
             "seed": np.arange(config.n_seeds),
@@ -295,22 +302,23 @@ def collect(
             "axis": list(axes),
         },
         attrs={
-            "layout": LAYOUT,
+            "layout": STUDY_LAYOUT,
             "version": version("neurofuse"),
             "fixed": FIXED,
             "oracle": ORACLE,
-            "criterion": CRITERION,
+            "criterion": HIT_CRITERION,
             "window_s": config.window_s,
             "max_lag_s": config.max_lag_s,
         },
     )
+    return labelled(table, level=" or ".join(dict.fromkeys(p.unit for p in plans.values())))
 
 
 def collect_maps(tasks: Sequence[Task], records: Mapping[str, Record]) -> xr.Dataset | None:
     """The lag over time that was kept of a few cells, dims (cell, time, lag); None where nothing was.
 
     `posterior` (float16), `time_s`, `lag_path_s`, `true_lag_s`, NaN beyond the end of a cell's stretch; every cell
-    is told by `model`, `kind`, `level` (index) and `protocol`, all of the first seed.
+    is identified by `model`, `kind`, `level` (index) and `protocol`, all of the first seed.
     """
     found = [
         {"model": t.coordinates["model"], "protocol": t.coordinates["protocol"]} | kept
@@ -333,7 +341,7 @@ def collect_maps(tasks: Sequence[Task], records: Mapping[str, Record]) -> xr.Dat
     posterior = np.full((len(found), n_times, len(lag_s)), np.nan, dtype=np.float16)
     for row, f in zip(posterior, found, strict=True):
         row[: len(f["time_s"])] = unpacked(f)
-    return xr.Dataset(
+    table = xr.Dataset(
         {"posterior": (("cell", "time", "lag"), posterior)}
         | {name: (("cell", "time"), padded(name)) for name in ("time_s", "lag_path_s", "true_lag_s")},
         coords={"lag": lag_s}
@@ -343,9 +351,10 @@ def collect_maps(tasks: Sequence[Task], records: Mapping[str, Record]) -> xr.Dat
         }
         | {"level": ("cell", [f["level"] for f in found])},
     )
+    return labelled(table)
 
 
-def told(table: xr.Dataset) -> dict[str, Any]:
+def as_json(table: xr.Dataset) -> dict[str, Any]:
     """A study as JSON takes it: what was varied, and every measure as nested lists in the order of `dims`."""
 
     def plain(values: np.ndarray) -> Any:
@@ -356,7 +365,7 @@ def told(table: xr.Dataset) -> dict[str, Any]:
         return values.tolist()
 
     return {
-        "layout": LAYOUT,
+        "layout": STUDY_LAYOUT,
         "settings": json.loads(table.attrs["settings"]),
         "dims": [str(d) for d in table["hit_rate"].dims],
         **{str(name): plain(table[name].values) for name in (*table.coords, *table.data_vars)},
@@ -373,7 +382,7 @@ def _in_folder(out: str | Path | None, settings: dict[str, Any], *, resume: bool
     folder = Path(out)
     made = _begin(folder, settings, resume=resume)
     with ExitStack() as stack:
-        stack.enter_context(_alone_in(folder))
+        stack.enter_context(_locked(folder))
         try:
             yield folder
         except BaseException:
@@ -401,7 +410,7 @@ def _begin(folder: Path, settings: dict[str, Any], *, resume: bool) -> list[Path
         with whole_file(folder / "settings.json") as partial:
             partial.write_text(json.dumps(settings, indent=2), encoding="utf-8")
         return above
-    if not isinstance(kept, dict) or kept.get("layout") != LAYOUT:
+    if not isinstance(kept, dict) or kept.get("layout") != STUDY_LAYOUT:
         raise NeurofuseError(
             f"'{folder}' exists and holds something other than a study; choose another --out."
         )
@@ -424,7 +433,7 @@ def _short(value: object) -> str:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Refuse to write where another study is at work; the lock dies with whoever holds it."""
     try:
         import fcntl

@@ -4,6 +4,12 @@ Tasks run in processes of this machine or on a Dask cluster, with the same resul
 plain values alone, and so is what it returns. Only this process writes files, and a file appears whole or not at all,
 so a run that was stopped continues from the files that exist. Every wait for a process or a cluster has a deadline;
 a task itself may take as long as it needs.
+
+A process has one task at a time, so a worker that dies affects that task alone: it is repeated up to two more
+times, after all others, and then quarantined. Dask counts deaths itself
+(`distributed.scheduler.allowed-failures`), of all tasks that a worker had; those it gives up are repeated one by
+one. A Dask cluster that starts its own workers, such as a LocalCluster, closes one for good that is still being
+restarted some seconds after it died (`distributed.deploy.lost-worker-timeout`); `cluster.adapt` replaces it.
 """
 
 from __future__ import annotations
@@ -29,7 +35,7 @@ from typing import Any
 import cloudpickle
 from tqdm import tqdm
 
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
 from neurofuse.storage import whole_file
 
 # `work(context, coordinates)`: both plain, the first the same for all tasks. Pickled by module and name.
@@ -121,15 +127,7 @@ def run_tasks(
     Raises
     ------
     NeurofuseError
-        If there is no such cluster, it fails, workers cannot start, or an extension cannot be sent to them.
-
-    Notes
-    -----
-    A process has one task at a time, so a worker that dies affects that task alone: it is repeated up to two more
-    times, after all others, and then quarantined. Dask counts deaths itself
-    (`distributed.scheduler.allowed-failures`), of all tasks that a worker had; those it gives up are repeated one by
-    one. A Dask cluster that starts its own workers, such as a LocalCluster, closes one for good that is still being
-    restarted some seconds after it died (`distributed.deploy.lost-worker-timeout`); `cluster.adapt` replaces it.
+        If there is no such cluster, it is lost, workers cannot start, or an extension cannot be sent to them.
     """
     if jobs < 0:
         raise NeurofuseError(f"jobs must be zero or more, got {jobs}.")
@@ -151,18 +149,8 @@ def run_tasks(
         ended = ((t, _attempt(work, context, t.coordinates)) for t in todo)
     else:
         ended = _in_processes(work, todo, _Shared(context, _pack(extensions), install), jobs)
-    bar = tqdm(
-        total=len(tasks),
-        initial=len(tasks) - len(todo),
-        desc="study",
-        unit="task",
-        smoothing=0.05,
-        file=sys.stderr,
-        disable=not progress,
-        mininterval=0.1 if sys.stderr.isatty() else 20.0,
-    )
     counts: Counter[str] = Counter()
-    with bar, closing(ended):
+    with _bar(len(tasks), len(todo), progress) as bar, closing(ended):
         for task, record in ended:
             _write_record(folder, task, record)
             records[task.key] = record
@@ -170,6 +158,19 @@ def run_tasks(
             bar.set_postfix({k: n for k, n in counts.items() if n}, refresh=False)
             bar.update()
     return records
+
+
+def _bar(n_tasks: int, n_left: int, shown: bool) -> Any:
+    return tqdm(
+        total=n_tasks,
+        initial=n_tasks - n_left,
+        desc="study",
+        unit="task",
+        smoothing=0.05,
+        file=sys.stderr,
+        disable=not shown,
+        mininterval=0.1 if sys.stderr.isatty() else 20.0,
+    )
 
 
 def read_record(folder: Path, key: str) -> Record:
@@ -479,9 +480,9 @@ class _Cluster:
         self.folder, self.no_workers_s = folder, no_workers_s
         self.futures: dict[Any, Task] = {}
         self.next_check = 0.0
-        self.absent_since: float | None = None
+        self.unreachable_since: float | None = None
 
-    def failure(self, reason: object) -> NeurofuseError:
+    def unreachable(self, reason: object) -> NeurofuseError:
         """The error that ends a run."""
         return NeurofuseError(
             f"the cluster at '{self.address}' {reason}; finished cells are kept in '{self.folder}', and --resume "
@@ -495,13 +496,13 @@ class _Cluster:
                 warnings.filterwarnings("ignore", message="Sending large graph")
                 return self.client.submit(function, *arguments, pure=False)
         except Exception as error:
-            raise self.failure(f"accepts no tasks ({_one_line(error)})") from None
+            raise self.unreachable(f"accepts no tasks ({_one_line(error)})") from None
 
     def run(
         self, work: Work, tasks: Sequence[Task], shared: _Shared
     ) -> Generator[tuple[Task, Record | None]]:
         """Run tasks; yields each as it ends, without a record if Dask gave it up because workers died."""
-        # The result of a task, not scattered: what is scattered is lost with the workers that hold it.
+        # The result of a task, not scattered: what is scattered dies with the workers that hold it.
         sent = self.submit(_same, shared)
         self.futures |= {self.submit(_attempt_on_dask, work, sent, t.coordinates): t for t in tasks}
         while self.futures:
@@ -522,7 +523,7 @@ class _Cluster:
         Raises
         ------
         TimeoutError
-            If its result was lost with a worker and is computed anew.
+            If its result died with a worker and is computed anew.
         """
         from distributed import KilledWorker
 
@@ -536,10 +537,10 @@ class _Cluster:
             raise
         except CancelledError as error:
             # Only this client has these futures: the connection was closed, or the scheduler has restarted.
-            raise self.failure(f"has dropped the tasks ({_one_line(error)})") from None
+            raise self.unreachable(f"has dropped the tasks ({_one_line(error)})") from None
         except Exception as error:
             reason = _one_line(f"{type(error).__name__}: {error}")
-            raise self.failure(
+            raise self.unreachable(
                 f"cannot run the tasks ({reason}): its workers need the packages of this one"
             ) from None
 
@@ -562,11 +563,11 @@ class _Cluster:
         now = time.monotonic()
         self.next_check = now + min(self.no_workers_s / 4, 5.0)
         if workers:
-            self.absent_since = None
-        elif self.absent_since is None:
-            self.absent_since = start
-        elif now - self.absent_since >= self.no_workers_s:
-            raise self.failure(f"{state} for {self.no_workers_s:g} s")
+            self.unreachable_since = None
+        elif self.unreachable_since is None:
+            self.unreachable_since = start
+        elif now - self.unreachable_since >= self.no_workers_s:
+            raise self.unreachable(f"{state} for {self.no_workers_s:g} s")
 
     def close(self) -> None:
         """Give up the tasks that are left; neither step waits for the cluster without a deadline."""

@@ -1,4 +1,4 @@
-"""In: noise, jitter and search range in physical units. Out: what an ideal observer still finds, and where it fails."""
+"""In: noise, jitter and search range in physical units. Out: what an ideal observer finds, and its limits."""
 
 from neurofuse.theory.critical import (
     CRITERIA,

@@ -1,4 +1,4 @@
-"""In: bandwidth, integration time, search range and signal-to-noise. Out: how often a lag is found, and how well.
+"""In: bandwidth, integration time, search range and SNR. Out: how often a lag is found, and with what error.
 
 Streams are Gaussian, stationary and flat in a known band of B Hz; g are ratios of power within that band.
 """
@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtr
 
-from neurofuse.recording import FloatArray, NeurofuseError
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import FloatArray
 from neurofuse.theory.retrieval import NODES, WEIGHTS, positive
 
 
 def effective_keys(*, bandwidth_hz: float, range_s: float) -> float:
-    """Number of lags that can be told apart in a search of W seconds in all, `N_eff = 2 B W`.
+    """Number of distinguishable lags in a search range of W seconds, `N_eff = 2 B W`.
 
     It does not depend on the sampling rate: lags closer than 1/(2B) have nearly the same score.
     """
@@ -66,15 +67,14 @@ def correlation_snr(
         320): `A^2 = 2 T n Int C(f) df`.
     """
     positive(bandwidth_hz=bandwidth_hz, window_s=window_s, n_channels=n_channels)
-    loss = np.minimum(np.atleast_1d(np.abs(np.asarray(attenuation, dtype=np.float64))), 1.0)
+    phi = np.minimum(np.atleast_1d(np.abs(np.asarray(attenuation, dtype=np.float64))), 1.0)
     d_eff = 2 * bandwidth_hz * window_s * n_channels
-    if weighted or loss.size == 1:
-        g1 = np.where(loss > 0, loss**2, 0.0) * snr1 if np.isfinite(snr1) else np.where(loss > 0, np.inf, 0.0)
+    if weighted or phi.size == 1:
+        g1 = np.where(phi > 0, phi**2, 0.0) * snr1 if np.isfinite(snr1) else np.where(phi > 0, np.inf, 0.0)
         return float(np.sqrt(d_eff * coherence(g1, snr2).mean()))
-    # Power in units of the signal before attenuation; noise of stream 1 stays as it was.
-    mean = loss.mean()
-    power = (loss**2 + 1 / snr1).mean() * (1 + 1 / snr2) if snr1 > 0 and snr2 > 0 else np.inf
-    return float(np.sqrt(d_eff) * mean / np.sqrt(power))
+    # Power in units of the signal before attenuation; noise of stream 1 is not attenuated.
+    power = (phi**2 + 1 / snr1).mean() * (1 + 1 / snr2) if snr1 > 0 and snr2 > 0 else np.inf
+    return float(np.sqrt(d_eff) * phi.mean() / np.sqrt(power))
 
 
 def smooth_retrieval_probability(mu: float, *, search_s: float, rms_hz: float) -> float:
@@ -82,15 +82,15 @@ def smooth_retrieval_probability(mu: float, *, search_s: float, rms_hz: float) -
 
     Neighbouring lags are correlated, so peaks are counted rather than keys: above a level u there are
     `N_eff(u) = sqrt(2 pi) u T_s B_rms` of them, by the rate of level crossings (Rice 1944), and
-    `P_c = Int phi(z) Phi(u) exp(-T_s B_rms e^(-u^2/2)) dz`, `u = mu + z + 1/(2 mu)`; the last term is what the peak
-    gains over the score at the true lag itself. Sampling the lag axis more finely changes nothing.
+    `P_c = Int phi(z) Phi(u) exp(-T_s B_rms e^(-u^2/2)) dz`, `u = mu + z + 1/(2 mu)`; the last term is the excess of the
+    peak over the score at the true lag itself. Finer sampling of the lag axis changes nothing.
 
     Parameters
     ----------
     mu : float
         Score at the true lag, in standard deviations of the scores.
     search_s : float
-        Lags searched, T_s, in all.
+        Range of lags searched, T_s.
     rms_hz : float
         Root mean square bandwidth of the scores, `sqrt(-rho''(0)) / (2 pi)`: B/sqrt(3) for a flat band of B,
         1/(2 pi l) for a Gaussian autocorrelation of length l. See `flat_rms_hz`, `gaussian_rms_hz`.
@@ -101,7 +101,7 @@ def smooth_retrieval_probability(mu: float, *, search_s: float, rms_hz: float) -
 
 
 def _peak_gain(mu: FloatArray) -> FloatArray:
-    """What a peak gains over the score at the true lag, 1/(2 mu); never more than the taller of two free scores."""
+    """Excess of a peak over the score at the true lag, 1/(2 mu); at most the expected maximum of two."""
     return np.minimum(0.5 / np.maximum(mu, 1e-9), 1 / np.sqrt(np.pi))
 
 
@@ -160,16 +160,16 @@ def anomaly_probability(
     snr1, snr2 : float
         In-band SNR (power) of the streams.
     bandwidth_hz, window_s, range_s : float
-        B, T, and W = 2 tau_m, all lags that are searched. An anomaly is further than 1/(2B) from the truth.
+        B, T, and W = 2 tau_m, the range of lags searched. An anomaly is further than 1/(2B) from the true lag.
     n_channels : float
         Independent pairs of channels that share one lag.
 
     Returns
     -------
     float
-        At most 1 - 1/(BW), what guessing reaches. The integral is an approximation that turns back where A falls
-        below about .7 (with few lags it is already poor below 1.5); from the turn on it is replaced by a straight
-        line in A down to guessing, so the result is monotonic.
+        At most 1 - 1/(BW), the value of chance. The integral is an approximation that decreases again where A falls
+        below about .7 (with few lags it is inaccurate below 1.5); below its maximum it is replaced by a straight line
+        in A that ends at chance, so the result is monotonic.
 
     Raises
     ------
@@ -199,31 +199,30 @@ def _integral(snr: FloatArray, bt: float, bw: float) -> FloatArray:
     d = np.sqrt(2 * bt)
     rho = np.minimum(snr / d, 1 - 1e-12)[:, None]
     r = np.tanh(np.arctanh(rho) + NODES / d) + (1 - rho**2) / d * _peak_gain(rho * d)
-    heights = np.clip(r, 0, 1)
-    rivals = max(bw - 1, 0.0) / np.sqrt(3) * (1 - heights**2) ** (bt - 1)
-    return 1 - (ndtr(d * r) * np.exp(-rivals)) @ WEIGHTS
+    n_higher = max(bw - 1, 0.0) / np.sqrt(3) * (1 - np.clip(r, 0, 1) ** 2) ** (bt - 1)
+    return 1 - (ndtr(d * r) * np.exp(-n_higher)) @ WEIGHTS
 
 
 @lru_cache(maxsize=256)
 def _envelope(bt: float, bw: float) -> tuple[FloatArray, FloatArray]:
-    """The integral on a grid of A, nowhere below what follows, from the A below which it would fall again."""
+    """The integral on a grid of A from its maximum on, made non-increasing."""
     grid = np.linspace(0.02, min(3.0, 0.999 * np.sqrt(2 * bt)), 600)
     values = _integral(grid, bt, bw)
-    turn = int(np.argmax(values))
-    # With few independent samples it also rises a little on its way down, by up to .003.
-    return grid[turn:], np.maximum.accumulate(values[turn:][::-1])[::-1]
+    top = int(np.argmax(values))
+    # With few independent samples it is not monotonic there either, by up to .003.
+    return grid[top:], np.maximum.accumulate(values[top:][::-1])[::-1]
 
 
 def anomaly_at(snr: float, bt: float, bw: float) -> float:
     """`anomaly_probability` as a function of A, BT and BW alone."""
-    guessing = max(0.0, 1 - 1 / bw)
+    chance = max(0.0, 1 - 1 / bw)
     grid, values = _envelope(bt, bw)
     if snr < grid[0]:
-        value = guessing + (values[0] - guessing) * snr / grid[0]
+        value = chance + (values[0] - chance) * snr / grid[0]
     else:
-        later = values[np.searchsorted(grid, snr) :][:1]
-        value = float(np.max([*_integral(np.array([snr]), bt, bw), *later]))
-    return float(np.clip(value, 0.0, guessing))
+        next_on_grid = values[np.searchsorted(grid, snr) :][:1]
+        value = float(np.max([*_integral(np.array([snr]), bt, bw), *next_on_grid]))
+    return float(np.clip(value, 0.0, chance))
 
 
 def outlier_variance_s2(*, bandwidth_hz: float, range_s: float) -> float:
@@ -247,7 +246,7 @@ def delay_error_s2(
     range_s: float,
     n_channels: float = 1,
 ) -> float:
-    """Mean squared error (s^2) of the delay that cross-correlation finds, through its threshold.
+    """Mean squared error (s^2) of a delay estimated by cross-correlation, above and below its threshold.
 
     `MSE = (1 - P_A) min(CRLB, 1/(12 B^2)) + P_A E[h^2 | |h| > 1/(2B)]` (after Ianniello 1982). The Ziv-Zakai and
     Weiss-Weinstein bounds are valid but loose around the threshold (Weiss & Weinstein 1983, IEEE Trans. ASSP 31, 472).
@@ -261,7 +260,7 @@ def delay_error_s2(
 def residual_attenuation(
     frequency_hz: ArrayLike, *, anomaly: float, local_s2: float, range_s: float
 ) -> FloatArray:
-    """Attenuation by what is left of a lag after it was estimated, the characteristic function of the error.
+    """Attenuation by the error of an estimated lag, the characteristic function of that error.
 
     `phi_res(f) = (1 - P_A) exp(-(2 pi f)^2 CRLB / 2) + P_A sinc^2(2 f tau_m)`, with W = 2 tau_m.
     """

@@ -1,7 +1,7 @@
-"""In: how many keys, how wide, how noisy. Out: how often attention picks the right one, and how much weight it gets.
+"""In: number, dimension and noise of keys. Out: how often the matching key scores highest, and its attention weight.
 
 The energy of attention over random keys is that of a random-energy model (Derrida 1981, Phys. Rev. B 24, 2613) with
-one planted state: noise moves the planted score down and the tallest of the others decides.
+one planted state: noise lowers the planted score, which is compared with the maximum of the others.
 """
 
 from __future__ import annotations
@@ -13,23 +13,28 @@ from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.special import chdtri, log_ndtr, ndtri, roots_hermitenorm, roots_legendre
 
-from neurofuse.recording import FloatArray, NeurofuseError
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import FloatArray
 
 Noise = Literal["orthonormal", "queries", "keys", "both"]
 
-NODES, WEIGHTS = roots_hermitenorm(81)  # a standard normal, for expectations of smooth functions
+# A standard normal as nodes and weights: for expectations of smooth functions, and of steep ones on a fine grid.
+NODES, WEIGHTS = roots_hermitenorm(81)
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
+FINE_NODES = np.linspace(-7, 7, 281)
+FINE_WEIGHTS = np.exp(-0.5 * FINE_NODES**2)
+FINE_WEIGHTS /= FINE_WEIGHTS.sum()
 
 
 def positive(**values: ArrayLike) -> None:
-    """Refuse what is not a positive number, by name."""
+    """Raise an error that names the first value that is not a positive number."""
     for name, value in values.items():
         if not (np.asarray(value, dtype=np.float64) > 0).all():
             raise NeurofuseError(f"{name} must be positive, got {value!r}.")
 
 
 def m_of_n(n_keys: ArrayLike) -> FloatArray:
-    """Height that the tallest of the wrong keys exceeds half the time, in standard deviations of a score.
+    """Median of the highest score among the wrong keys, in standard deviations of a score.
 
     `m(N) = Phi^-1(2^(-1/(N-1)))`, the median of the maximum of N - 1 independent standard normals. Its limit
     sqrt(2 ln N) is 18 to 31 % higher for N = 512 to 32, so it is not used.
@@ -37,16 +42,16 @@ def m_of_n(n_keys: ArrayLike) -> FloatArray:
     Parameters
     ----------
     n_keys : array_like
-        Number of keys N, the right one included. May be a fraction: an effective number.
+        Number of keys N, the matching one included. May be a fraction: an effective number.
 
     Raises
     ------
     NeurofuseError
-        If N is not above 1: one key has no rival.
+        If N is not above 1.
     """
     n = np.asarray(n_keys, dtype=np.float64)
     if not (n > 1).all():
-        raise NeurofuseError(f"n_keys must be above 1, got {n_keys!r}: a single key has no rival.")
+        raise NeurofuseError(f"n_keys must be above 1, got {n_keys!r}: with a single key none is wrong.")
     return np.asarray(ndtri(np.exp2(-1 / (n - 1))))
 
 
@@ -61,24 +66,24 @@ def _check(noise: str, n_keys: float, dim: float | None) -> None:
 def retrieval_probability(
     sigma: float, *, n_keys: float, dim: int | None = None, noise: Noise = "both", signal: float = 1.0
 ) -> float:
-    """How often the right key scores highest among noisy random keys.
+    """How often the matching key scores highest among noisy random keys.
 
     `P_c = E_theta Int phi(z) Phi((sqrt(S) cos(theta) + sigma_k z) / tau)^(N-1) dz`, `tau^2 = S/d + sigma_k^2`,
-    where theta is the angle by which noise turns the query,
+    where theta is the angle by which noise rotates the query,
     `cos(theta) = (sqrt(S) + sigma_q e) / sqrt((sqrt(S) + sigma_q e)^2 + sigma_q^2 chi2_(d-1))`. Exact for Gaussian
     random keys: given the query, their scores are independent. With orthonormal keys wrong scores are noise alone.
-    It falls with noise where the clean right key leads (d > m(N)^2); with fewer dimensions a little on keys helps.
+    It decreases with noise where d > m(N)^2; with fewer dimensions weak noise on keys increases it.
 
     Parameters
     ----------
     sigma : float
         Standard deviation of the noise, per dimension.
     n_keys : float
-        N, the right key included.
+        N, the matching key included.
     dim : int, optional
         Dimension d of a key; not needed for orthonormal keys.
     noise : {"orthonormal", "queries", "keys", "both"}
-        Where the noise is; on "both" it is independent and equally strong. "orthonormal" is noise on orthonormal keys.
+        Where the noise is; on "both" it is independent and of equal variance. "orthonormal": noise on orthonormal keys.
     signal : float
         Squared norm S of a key.
     """
@@ -92,10 +97,10 @@ def retrieval_probability(
     sigma_k = sigma if noise in ("keys", "both") else 0.0
     cosine, share = np.ones(1), np.ones(1)
     if noise in ("queries", "both"):
-        along = root + sigma * NODES[:, None]
-        place, weight = roots_legendre(48)
-        across = sigma**2 * chdtri(dim - 1, 0.5 * (1 - place))  # chi2 at equally weighted quantiles
-        cosine = (along / np.sqrt(along**2 + across)).ravel()
+        parallel = root + sigma * NODES[:, None]
+        quantile, weight = roots_legendre(48)
+        squared_rest = sigma**2 * chdtri(dim - 1, 0.5 * (1 - quantile))  # chi2 at equally weighted quantiles
+        cosine = (parallel / np.sqrt(parallel**2 + squared_rest)).ravel()
         share = (WEIGHTS[:, None] * (0.5 * weight)).ravel()
     tau = np.sqrt(signal / dim + sigma_k**2)
     height = (root * cosine[:, None] + sigma_k * NODES) / tau
@@ -110,9 +115,9 @@ def critical_sigma(
     signal: float = 1.0,
     probability: float = 0.5,
 ) -> float:
-    """Noise at which the right key wins with the given probability, from `retrieval_probability`.
+    """Noise at which the matching key scores highest with the given probability, from `retrieval_probability`.
 
-    Returns infinity where not even unbounded noise brings it so low (a probability below chance, 1/N).
+    Returns infinity where no noise makes the probability that low (below chance, 1/N).
     """
     _check(noise, n_keys, dim)
 
@@ -131,10 +136,10 @@ def critical_sigma(
 def critical_sigma_closed(
     *, n_keys: float, dim: int | None = None, noise: Noise = "both", signal: float = 1.0
 ) -> float:
-    """Noise at which the right key wins half the time, in closed form: its score meets the tallest wrong one.
+    """Noise at which the mean score of the matching key equals the median highest wrong score, in closed form.
 
     With m = m(N): orthonormal keys `S/m^2`; noise on queries or on keys `S (1/m^2 - 1/d)`; on both
-    `S (1/(m sqrt(d)) - 1/d)`, all squared. Needs d > m^2, else 0: too few dimensions for that many keys.
+    `S (1/(m sqrt(d)) - 1/d)`, all squared. 0 unless d > m^2: too few dimensions for that many keys.
     """
     _check(noise, n_keys, dim)
     m = float(m_of_n(n_keys))
@@ -149,55 +154,48 @@ def critical_sigma_closed(
 
 
 def attention_mass(*, gap: float, spread: float, beta: float, n_keys: int) -> float:
-    """Mean softmax weight of the right key: scores are N(gap, spread^2) for it and N(0, spread^2) for the others.
+    """Mean softmax weight of the matching key, with score N(gap, spread^2); the others have N(0, spread^2).
 
     Exact by the Gumbel trick: a softmax weight is the probability that its score plus standard Gumbel noise is the
     largest, so `E[w_0] = P(beta a_0 + G_0 > max_j beta a_j + G_j) = Int dF_0 F_1^(N-1)`, with F_1 the distribution
-    of normal plus Gumbel (Gumbel 1954; Maddison et al. 2014). A log-normal approximation is off by up to .68.
+    of normal plus Gumbel (Gumbel 1954; Maddison et al. 2014). A log-normal approximation has errors up to .68.
 
     Parameters
     ----------
     gap : float
-        How much higher the right key scores on average, mu.
+        Mean excess of the matching key's score, mu.
     spread : float
         Standard deviation of every score, s.
     beta : float
         Inverse temperature.
     n_keys : int
-        N, the right key included.
+        N, the matching key included.
 
     Notes
     -----
-    Mass on the truth is an improper score: it rises with beta past the best temperature. Do not tune on it.
+    Mass on the truth is an improper score: it increases with beta beyond the best temperature. Do not tune on it.
     """
     positive(spread=spread, beta=beta)
     m_of_n(n_keys)
     x = np.linspace(-8 * (beta * spread + 1), 8 * beta * spread + 40, 6001)
-    # F_1(x) = E exp(-exp(-(x - beta s z))); the right key's is the same, moved by beta mu.
-    other = np.exp(-np.exp(np.clip(-(x[:, None] - beta * spread * _FINE), -700, 700))) @ _FINE_WEIGHTS
-    centre = beta * gap
-    # Int dF_0 F_1^(N-1), with x in the frame of the right key: F_0(x) = F_1(x), others are met at x + beta mu.
-    at = np.interp(x + centre, x, other, left=0.0, right=1.0)
-    power = np.exp((n_keys - 1) * np.log(np.maximum(at, 1e-300)))
+    # F_1(x) = E exp(-exp(-(x - beta s z))); the matching key's is the same, shifted by beta mu.
+    other = np.exp(-np.exp(np.clip(-(x[:, None] - beta * spread * FINE_NODES), -700, 700))) @ FINE_WEIGHTS
+    # Int dF_0 F_1^(N-1), with x relative to the matching key: F_0(x) = F_1(x), the others are at x + beta mu.
+    shifted = np.interp(x + beta * gap, x, other, left=0.0, right=1.0)
+    power = np.exp((n_keys - 1) * np.log(np.maximum(shifted, 1e-300)))
     return float(np.sum(0.5 * (power[1:] + power[:-1]) * np.diff(other)))
 
 
-_FINE = np.linspace(-7, 7, 281)
-_FINE_WEIGHTS = np.exp(-0.5 * _FINE**2)
-_FINE_WEIGHTS /= _FINE_WEIGHTS.sum()
-
-
 def critical_spread(*, gap: float, beta: float, n_keys: float) -> tuple[float, str]:
-    """Spread of scores at which attention leaves the right key, and the phase it enters there.
+    """Spread of scores at which attention leaves the matching key, and the phase it enters there.
 
-    Liquid (many keys share the weight): `s_c = sqrt(2 (beta mu - ln N)) / beta`. Frozen (one wrong key holds it):
-    `s_c = mu / sqrt(2 ln N)`, whatever the temperature. The wrong keys freeze where `beta s > sqrt(2 ln N)`
-    (Derrida 1981).
+    Liquid (many keys share the weight): `s_c = sqrt(2 (beta mu - ln N)) / beta`. Frozen (one wrong key has it):
+    `s_c = mu / sqrt(2 ln N)`, at any temperature. The wrong keys freeze where `beta s > sqrt(2 ln N)` (Derrida 1981).
 
     Returns
     -------
     spread : float
-        0 where `beta mu < ln N`: attention cannot focus even without noise.
+        0 where `beta mu < ln N`: attention is unfocused even without noise.
     phase : {"unfocused", "liquid", "frozen"}
     """
     positive(gap=gap, beta=beta)

@@ -4,7 +4,7 @@ Every plot_ function draws on the `ax` it is given, or on a new figure, and retu
 `ax.figure`. A new figure belongs to pyplot only inside a Jupyter kernel, where that is what shows it;
 anywhere else nothing global is touched and no display is needed.
 
-Colours are those of Okabe and Ito (2008), told apart by colour-blind readers, and cividis for maps.
+Colours are those of Okabe and Ito (2008), which colour-blind readers can distinguish, and cividis for maps.
 """
 
 from neurofuse.report.figures.plot_attention import (

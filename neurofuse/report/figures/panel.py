@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from neurofuse.recording import GAP_SAMPLES, FloatArray, NeurofuseError
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import GAP_SAMPLES, FloatArray
 
 AxesArray = NDArray[np.object_]
 
@@ -23,16 +25,16 @@ MAP = "cividis"
 MAX_COLUMNS = 1200
 # More traces than this on one panel are lines over lines.
 MAX_TRACES = 16
-# Names longer than these lose their middle, or they would push everything else off the figure. Beside a
-# vertical axis there is less room than below a horizontal one.
-MAX_NAME, MAX_NAME_BESIDE = 40, 18
+# Names longer than these lose their middle, or they would push everything else off the figure. A vertical axis
+# leaves less room than a horizontal one.
+MAX_NAME, MAX_NAME_Y = 40, 18
 TITLE: dict[str, Any] = {"loc": "left", "fontsize": "medium"}
 
 
 def safe_text(name: object, longest: int = MAX_NAME) -> str:
     """A name from a file, safe on a figure: no mathtext, line breaks or control characters, not too long."""
     text = "".join(c if c.isprintable() else " " for c in str(name)).strip()
-    # The middle goes: what tells channels apart is often their last few letters.
+    # The middle goes: channels often differ in their last few letters.
     text = text if len(text) <= longest else f"{text[: longest // 2]}…{text[-(longest // 2 - 1) :]}"
     return text.replace("$", r"\$")
 
@@ -47,12 +49,12 @@ def with_unit(name: object, unit: object) -> str:
     return f"{safe_text(name)} ({safe_text(unit)})" if str(unit) not in ("", "1") else safe_text(name)
 
 
-def label_beside(name: object, unit: object) -> str:
+def y_label(name: object, unit: object) -> str:
     """A label for a vertical axis: the unit goes below a name that leaves no room for it."""
-    text = safe_text(name, MAX_NAME_BESIDE)
+    text = safe_text(name, MAX_NAME_Y)
     if str(unit) in ("", "1"):
         return text
-    unit = safe_text(unit, MAX_NAME_BESIDE)
+    unit = safe_text(unit, MAX_NAME_Y)
     return f"{text}{' ' if len(text) + len(unit) < 16 else chr(10)}({unit})"
 
 
@@ -91,7 +93,7 @@ def tidy(panel: Axes) -> None:
 
 
 def legend_above(panel: Axes, *, order: Sequence[str] = (), on: str = "", title: str = "") -> None:
-    """A legend above the data, where it hides none of it; a title given here stands above it, not beside."""
+    """A legend above the data, where it hides none of it; a title given here stands above the legend."""
     handles, labels = panel.get_legend_handles_labels()
     known = [labels.index(o) for o in order if o in labels]
     rows = [*known, *(k for k in range(len(labels)) if k not in known)]
@@ -162,6 +164,38 @@ def time_columns(time_s: FloatArray, values: NDArray[Any], step_s: float) -> tup
     return grid, float(time_s[0] - width_s / 2), float(time_s[0] + (n_columns - 0.5) * width_s)
 
 
+def draw_posterior(
+    panel: Axes,
+    time_s: FloatArray,
+    lag_s: FloatArray,
+    posterior: NDArray[Any],
+    step_s: float,
+    *,
+    bar: Mapping[str, Any] | None = None,
+) -> None:
+    """Draw a lag posterior, shape (n_times, n_lags), as a map of lag against time, which fills the panel.
+
+    Times are `step_s` apart; where there are none the map stays empty. `bar` overrides where the colour bar goes.
+    """
+    grid, left_s, right_s = time_columns(time_s, posterior, step_s)
+    half_s = 0.5 * usual_step(lag_s)
+    # With the square root a wide posterior, whose probabilities are low, stays visible.
+    image = panel.imshow(
+        np.ma.masked_invalid(grid.T),
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
+        extent=(left_s, right_s, lag_s[0] - half_s, lag_s[-1] + half_s),
+        cmap=MAP,
+        norm=PowerNorm(0.5, vmin=0, vmax=max(float(np.nanmax(grid)), 1e-12)),
+    )
+    panel.set_facecolor(NOTHING)
+    place: dict[str, Any] = {"ax": panel, "pad": 0.01, "fraction": 0.04} | dict(bar or {})
+    drawn = panel.figure.colorbar(image, **place)
+    drawn.set_label(f"probability per\n{2000 * half_s:.3g} ms of lag")
+    drawn.outline.set_visible(False)
+
+
 def stretch_of(
     table: xr.Dataset,
     variables: Sequence[str],
@@ -181,8 +215,8 @@ def stretch_of(
     hi = time_s.size if stop_s is None else int(np.searchsorted(time_s, stop_s))
     if hi <= lo:
         covered = f"it covers {time_s[0]:g} to {time_s[-1]:g} s" if time_s.size else "it is empty"
-        asked = f" between {start_s} and {stop_s} s" if time_s.size else ""
-        raise NeurofuseError(f"the {what} table holds nothing{asked}; {covered}.")
+        between = f" between {start_s} and {stop_s} s" if time_s.size else ""
+        raise NeurofuseError(f"the {what} table holds nothing{between}; {covered}.")
     return table.isel(time=slice(lo, hi))
 
 
@@ -197,7 +231,7 @@ def clock_stretch(
     table = stretch_of(alignment, variables, ("clock", *dims), "alignment", start_s, stop_s)
     clocks = [str(c) for c in table["clock"].values]
     if not clocks:
-        raise NeurofuseError("the alignment table has no clock; a lag needs a clock beside the reference.")
+        raise NeurofuseError("the alignment table has no clock; a lag needs a second clock.")
     name = clocks[0] if clock is None else str(clock)
     if name not in clocks:
         raise NeurofuseError(f"the alignment table has no clock '{name}'; it has {clocks}.")

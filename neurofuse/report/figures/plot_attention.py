@@ -1,4 +1,4 @@
-"""In: tables of where a decoder looked, how well, and what it used. Out: matplotlib axes."""
+"""In: tables of attention, its quality, and contributions of the input. Out: matplotlib axes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
 from neurofuse.report.figures.panel import (
     BLACK,
     BLUE,
     GREEN,
-    MAX_NAME_BESIDE,
+    MAX_NAME_Y,
     MAX_TRACES,
     ORANGE,
     TITLE,
@@ -27,7 +27,7 @@ from neurofuse.report.figures.panel import (
 )
 from neurofuse.report.figures.plot_decode import plot_attention
 
-# One a clock or an axis, in this order, with a marker and a line of its own for those who see no colour.
+# One per clock or axis, in this order, with a marker and a line style of its own so that colour is not needed.
 SERIES = (
     (BLUE, "o", "-"),
     (ORANGE, "s", "--"),
@@ -35,9 +35,9 @@ SERIES = (
     (VERMILLION, "D", ":"),
     (BLACK, "v", "-"),
 )
-# What of the spotlight is a share, and the words for it.
+# Scores of attention that are shares, and their labels.
 SHARES = {
-    "mass_on_truth": "mass on the truth",
+    "mass_on_truth": "mass on the true lag",
     "anomaly_rate": "anomaly rate",
     "calibration_error": "calibration error",
     "relative_entropy": "entropy / log L",
@@ -48,7 +48,7 @@ RATES = {"flicker": "most probable lag", "true_flicker": "true lag"}
 def plot_window_attention(
     table: xr.Dataset, *, window: int = 0, clock: str | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Draw where the decoder looked in one window: lag against time, with the truth on top if known.
+    """Draw the lag posterior of one window: lag against time, with the true lag on top if known.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def plot_window_attention(
 
 
 def plot_attention_quality(scores: xr.Dataset, *, ax: Sequence[Axes] | AxesArray | None = None) -> AxesArray:
-    """Draw how well attention lay on the truth, and how often it moved: bars for every clock.
+    """Draw the accuracy and the steadiness of attention: bars for every clock.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def plot_attention_quality(scores: xr.Dataset, *, ax: Sequence[Axes] | AxesArray
     shares, rates = ({k: v for k, v in words.items() if k in scores} for words in (SHARES, RATES))
     if not rates:
         raise NeurofuseError(
-            f"the table holds no scores of a spotlight; it has {sorted(map(str, scores.variables))}."
+            f"the table holds no scores of attention; it has {sorted(map(str, scores.variables))}."
         )
     axes = panels_for(ax, 2, height_in=1.9, width_in=6.5)
     tolerance_ms = 1000 * float(scores.attrs.get("tolerance_s", np.nan))
@@ -111,27 +111,27 @@ def plot_attention_quality(scores: xr.Dataset, *, ax: Sequence[Axes] | AxesArray
             panel,
             [[float(scores[name][k]) for name in words] for k in range(len(clocks))],
             rows=list(words.values()),
-            series=[f"clock '{safe_text(c, MAX_NAME_BESIDE)}'" for c in clocks],
+            series=[f"clock '{safe_text(c, MAX_NAME_Y)}'" for c in clocks],
         )
         tidy(panel)
     axes[0].set_xlim(0, 1.12)
-    axes[0].set_xlabel("share, or mean probability")
+    axes[0].set_xlabel("share of time, or mean probability")
     if np.isfinite(tolerance_ms):
         axes[0].set_title(f"tolerance {tolerance_ms:.3g} ms", **TITLE)
-    axes[1].set_xlabel("changes beyond the tolerance (1/s)")
+    axes[1].set_xlabel("rate of changes beyond the tolerance (1/s)")
     axes[1].set_xlim(0, 1.15 * max(0.1, *(p.get_width() for p in axes[1].patches)))
     legend_above(axes[0])
     return axes
 
 
 def plot_calibration(scores: xr.Dataset, *, ax: Sequence[Axes] | AxesArray | None = None) -> AxesArray:
-    """Draw whether attention knew how sure to be: accuracy against confidence, and coverage of its intervals.
+    """Draw the calibration of attention: accuracy against confidence, and coverage of its intervals.
 
-    On the diagonal it knew; below it was too sure of itself.
+    On the diagonal it is calibrated, below it overconfident.
 
     Parameters
     ----------
-    scores : Dataset, dims (clock, bin) and (clock, level)
+    scores : Dataset, dims (clock, bin) and (clock, credible_level)
         From `neurofuse.attention_scores`, with a truth. The area of a point grows with the share of time in it.
     ax : sequence of Axes, optional
         Two.
@@ -147,36 +147,37 @@ def plot_calibration(scores: xr.Dataset, *, ax: Sequence[Axes] | AxesArray | Non
     """
     if "coverage" not in scores or not np.isfinite(scores["coverage"]).any():
         raise NeurofuseError(
-            "calibration needs a true lag, and the table these scores were taken of had none."
+            "calibration needs a true lag, and the table these scores were taken from had none."
         )
     axes = panels_for(ax, 2, height_in=3.4, width_in=4.2)
     for k, clock in enumerate(map(str, scores["clock"].values)):
         colour, marker, style = SERIES[k % len(SERIES)]
-        one, label = scores.isel(clock=k), f"clock '{safe_text(clock, MAX_NAME_BESIDE)}'"
+        one, label = scores.isel(clock=k), f"clock '{safe_text(clock, MAX_NAME_Y)}'"
         filled = np.flatnonzero(one["share"].values > 0)
         x, y, share = (one[v].values[filled] for v in ("confidence", "accuracy", "share"))
         axes[0].plot(x, y, style, color=colour, lw=1.0)
         axes[0].plot([], [], style, marker=marker, color=colour, label=label)
         axes[0].scatter(x, y, s=12 + 150 * share, color=colour, marker=marker, alpha=0.8)
-        axes[1].plot(one["level"], one["coverage"], style, marker=marker, color=colour, lw=1.2, label=label)
+        axes[1].plot(
+            one["credible_level"], one["coverage"], style, marker=marker, color=colour, lw=1.2, label=label
+        )
     for panel in axes:
         panel.plot([0, 1], [0, 1], color=BLACK, lw=0.8)
         panel.set_xlim(-0.03, 1.03)
         panel.set_ylim(-0.03, 1.06)
         tidy(panel)
-    axes[0].set_xlabel("probability near the most probable lag")
-    axes[0].set_ylabel("share with the truth there")
-    axes[1].set_xlabel("level of the central interval")
-    axes[1].set_ylabel("share with the truth inside")
+    axes[0].set_xlabel("confidence: probability near the mode")
+    axes[0].set_ylabel("accuracy: share of time\nwith the true lag there")
+    axes[1].set_xlabel("probability inside the central interval")
+    axes[1].set_ylabel("coverage: share of time\nwith the true lag inside")
     legend_above(axes[0])
     return axes
 
 
 def plot_contribution(table: xr.Dataset, *, ax: Axes | None = None) -> Axes:
-    """Draw what R2 is lost when a part of the input is masked: bars for every part, one a movement axis.
+    """Draw the drop in R2 when a part of the input is masked: bars for every part, one per movement axis.
 
-    Of more parts than can be told apart the largest are drawn. Bars stop at 1.5; the number says how far each
-    would go.
+    Of more parts than fit the largest are drawn. Bars stop at 1.5; the number at each is its full length.
 
     Parameters
     ----------
@@ -193,27 +194,27 @@ def plot_contribution(table: xr.Dataset, *, ax: Axes | None = None) -> Axes:
         raise NeurofuseError(
             f"the table holds no 'contribution'; it has {sorted(map(str, table.variables))}."
         )
-    lost = table["contribution"].transpose("axis", "part").values
-    n_parts = lost.shape[1]
+    drop = table["contribution"].transpose("axis", "part").values
+    n_parts = drop.shape[1]
     shown = np.arange(n_parts)
     if n_parts > MAX_TRACES:
-        shown = np.argsort(-np.nanmean(lost, axis=0), kind="stable")[:MAX_TRACES]
-    # A short row a bar, however many axes there are.
-    height_in = 1.1 + 0.22 * shown.size * max(1.3, lost.shape[0])
+        shown = np.argsort(-np.nanmean(drop, axis=0), kind="stable")[:MAX_TRACES]
+    # A short row per bar, however many axes there are.
+    height_in = 1.1 + 0.22 * shown.size * max(1.3, drop.shape[0])
     (panel,) = panels_for(ax, 1, height_in=height_in, width_in=6.5)
     whole = zip(table["axis"].values, table["r2"].values, strict=True)
     _bars(
         panel,
-        lost[:, shown].tolist(),
-        rows=[safe_text(p, MAX_NAME_BESIDE) for p in table["part"].values[shown]],
-        series=[f"{safe_label(a)} (R² {r:.2f} with everything)" for a, r in whole],
+        drop[:, shown].tolist(),
+        rows=[safe_text(p, MAX_NAME_Y) for p in table["part"].values[shown]],
+        series=[f"{safe_label(a)} (R² {r:.2f} with all input)" for a, r in whole],
         most=1.5,
     )
     panel.axvline(0, color=BLACK, lw=0.8)
     panel.margins(x=0.1)
-    panel.set_xlabel("R² lost without it")
+    panel.set_xlabel("drop in R² without it")
     if shown.size < n_parts:
-        panel.set_title(f"{shown.size} of {n_parts}", **TITLE)
+        panel.set_title(f"{shown.size} of {n_parts} parts", **TITLE)
     legend_above(panel)
     tidy(panel)
     return panel
@@ -227,7 +228,7 @@ def _bars(
     series: Sequence[str],
     most: float = np.inf,
 ) -> None:
-    """Horizontal bars with their numbers, rows downwards, one colour a series."""
+    """Horizontal bars with their numbers, rows downwards, one colour per series."""
     height = 0.8 / len(series)
     for k, (label, row) in enumerate(zip(series, values, strict=True)):
         value = np.asarray(row, dtype=np.float64)

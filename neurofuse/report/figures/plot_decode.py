@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
 from matplotlib.ticker import MaxNLocator
 
-from neurofuse.recording import NeurofuseError, Recording, Signal, Spikes
+from neurofuse.errors import NeurofuseError
+from neurofuse.recording import Recording, Signal, Spikes
 from neurofuse.report.figures.panel import (
     BLACK,
     BLUE,
     GREEN,
     MAP,
     MAX_COLUMNS,
-    MAX_NAME_BESIDE,
+    MAX_NAME_Y,
     MAX_TRACES,
     NOTHING,
     ORANGE,
@@ -28,7 +28,7 @@ from neurofuse.report.figures.panel import (
     after_gaps,
     broken_line,
     clock_stretch,
-    label_beside,
+    draw_posterior,
     legend_above,
     line_breaks,
     panels_for,
@@ -40,6 +40,7 @@ from neurofuse.report.figures.panel import (
     time_label,
     usual_step,
     with_unit,
+    y_label,
 )
 
 
@@ -50,7 +51,7 @@ def plot_recording(
     stop_s: float | None = None,
     ax: Axes | Sequence[Axes] | AxesArray | None = None,
 ) -> AxesArray:
-    """Show what a recording holds: spikes as a raster, counts and power as maps, LFP as traces, movement.
+    """Draw a recording: spikes as a raster, counts and power as maps, LFP as traces, and the movement.
 
     Every stream is drawn against its own clock, as it was stamped; nothing is aligned here.
 
@@ -60,7 +61,7 @@ def plot_recording(
     start_s, stop_s : float, optional
         Seconds to show; by default the first ten of `recording.span_s`.
     ax : sequence of Axes, optional
-        One a stream, and one for the movement if there is any.
+        One per stream, and one for the movement if there is any.
 
     Returns
     -------
@@ -103,7 +104,7 @@ def plot_recording(
             time_s, values = broken_line(moved.time_s, moved.data.values[:, k], gaps)
             colour = (BLACK, BLUE, ORANGE, GREEN, VERMILLION)[k % 5]
             panel.plot(time_s, values, color=colour, lw=1.1, label=safe_label(name))
-        panel.set_ylabel(safe_text(moved.units, MAX_NAME_BESIDE) or "movement")
+        panel.set_ylabel(y_label("movement", moved.units))
         legend_above(panel)
     for panel in axes:
         panel.set_xlim(start_s, stop_s)
@@ -119,7 +120,7 @@ def plot_decoded(
     stop_s: float | None = None,
     ax: Axes | Sequence[Axes] | AxesArray | None = None,
 ) -> AxesArray:
-    """Draw true and decoded movement over time, one panel an axis; gaps stay gaps.
+    """Draw measured and predicted movement over time, one panel per axis; gaps stay gaps.
 
     Parameters
     ----------
@@ -128,7 +129,7 @@ def plot_decoded(
     start_s, stop_s : float, optional
         Seconds on the reference clock to show; by default all.
     ax : sequence of Axes, optional
-        One a movement axis.
+        One per movement axis.
 
     Returns
     -------
@@ -145,8 +146,8 @@ def plot_decoded(
     names = [str(a) for a in table["axis"].values]
     axes = panels_for(ax, len(names), height_in=1.7, share_x=True)
     breaks = line_breaks(table, float(table.attrs.get("sample_s", 0)))
-    lines = [("ridge", "ridge", ORANGE, 0.9, "--"), ("movement", "true", BLACK, 1.3, "-")]
-    lines += [("prediction", "decoded", BLUE, 1.3, "-")]
+    lines = [("ridge", "ridge", ORANGE, 0.9, "--"), ("movement", "measured", BLACK, 1.3, "-")]
+    lines += [("prediction", "predicted", BLUE, 1.3, "-")]
     for k, (panel, name) in enumerate(zip(axes, names, strict=True)):
         for variable, label, colour, width, style in lines:
             if variable not in table:
@@ -159,9 +160,9 @@ def plot_decoded(
                 ls=style,
                 label=label,
             )
-        panel.set_ylabel(label_beside(name, table.attrs.get("units", "")))
+        panel.set_ylabel(y_label(name, table.attrs.get("units", "")))
         tidy(panel)
-    legend_above(axes[0], order=("true", "decoded", "ridge"))
+    legend_above(axes[0], order=("measured", "predicted", "ridge"))
     axes[-1].set_xlabel(time_label(table))
     return axes
 
@@ -173,7 +174,7 @@ def plot_trajectory(
     stop_s: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the true and the decoded path through the first two axes, or decoded against true for one axis.
+    """Draw the measured and the predicted path through the first two axes; of one axis predicted against measured.
 
     Parameters
     ----------
@@ -194,16 +195,17 @@ def plot_trajectory(
     names = [str(a) for a in table["axis"].values]
     units = table.attrs.get("units", "")
     (panel,) = panels_for(ax, 1, height_in=4.5, width_in=4.8)
-    truth, decoded = (table[v].transpose("time", "axis").values for v in ("movement", "prediction"))
+    measured, predicted = (table[v].transpose("time", "axis").values for v in ("movement", "prediction"))
     if len(names) == 1:
-        panel.plot(truth[:, 0], decoded[:, 0], ".", color=BLUE, ms=2.5, alpha=0.5, rasterized=True)
-        ends = [min(np.nanmin(truth), np.nanmin(decoded)), max(np.nanmax(truth), np.nanmax(decoded))]
-        panel.plot(ends, ends, color=BLACK, lw=0.9, label="decoded = true")
-        panel.set_xlabel(with_unit(f"true {names[0]}", units))
-        panel.set_ylabel(with_unit(f"decoded {names[0]}", units))
+        panel.plot(measured[:, 0], predicted[:, 0], ".", color=BLUE, ms=2.5, alpha=0.5, rasterized=True)
+        both = np.concatenate([measured, predicted])
+        ends = [np.nanmin(both), np.nanmax(both)]
+        panel.plot(ends, ends, color=BLACK, lw=0.9, label="predicted = measured")
+        panel.set_xlabel(with_unit(f"measured {names[0]}", units))
+        panel.set_ylabel(with_unit(f"predicted {names[0]}", units))
     else:
         breaks = line_breaks(table, float(table.attrs.get("sample_s", 0)))
-        for values, label, colour in ((truth, "true", BLACK), (decoded, "decoded", BLUE)):
+        for values, label, colour in ((measured, "measured", BLACK), (predicted, "predicted", BLUE)):
             _, path = broken_line(table["time"].values, values, breaks)
             panel.plot(path[:, 0], path[:, 1], color=colour, lw=1.1, alpha=0.85, label=label)
         panel.set_xlabel(with_unit(names[0], units))
@@ -223,7 +225,7 @@ def plot_lag(
     stop_s: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the lag of one clock over time: posterior mean, 90 % band, most probable path, truth if known.
+    """Draw the lag of one clock over time: posterior mean, 90 % interval, most probable path, true lag if known.
 
     Parameters
     ----------
@@ -249,15 +251,15 @@ def plot_lag(
     line = {v: broken_line(table["time"].values, table[v].values, breaks) for v in _LAGS if v in table}
     time_s, low_s = line["lag_q05_s"]
     panel.fill_between(
-        time_s, low_s, line["lag_q95_s"][1], color=BLUE, alpha=0.22, lw=0, label="90 % of the posterior"
+        time_s, low_s, line["lag_q95_s"][1], color=BLUE, alpha=0.22, lw=0, label="90 % interval"
     )
     panel.plot(*line["lag_mean_s"], color=BLUE, lw=2.0, label="posterior mean", zorder=2.2)
     if "lag_path_s" in line:
         # Below the mean: it steps from one lag of the grid to the next, and would chop the mean up.
         panel.plot(*line["lag_path_s"], color=VERMILLION, lw=1.1, ls="--", label="most probable path")
     if "true_lag_s" in line and np.isfinite(line["true_lag_s"][1]).any():
-        panel.plot(*line["true_lag_s"], color=BLACK, lw=0.8, label="truth", zorder=2.4)
-    panel.set_ylabel(f"lag of clock '{safe_text(name, MAX_NAME_BESIDE)}' (s)")
+        panel.plot(*line["true_lag_s"], color=BLACK, lw=0.8, label="true lag", zorder=2.4)
+    panel.set_ylabel(f"lag of clock '{safe_text(name, MAX_NAME_Y)}' (s)")
     panel.set_xlabel(time_label(table))
     panel.margins(x=0.01)
     legend_above(panel)
@@ -273,7 +275,7 @@ def plot_attention(
     stop_s: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw where the decoder looked: the posterior over lags at every moment, with the truth if known.
+    """Draw the posterior over lags at every moment, with the true lag if known.
 
     Parameters
     ----------
@@ -293,49 +295,33 @@ def plot_attention(
     table, name = clock_stretch(alignment, ("posterior",), ("time", "lag"), clock, start_s, stop_s)
     (panel,) = panels_for(ax, 1, height_in=3.2)
     token_s = float(table.attrs.get("token_s", 0)) or usual_step(table["time"].values)
-    grid, left_s, right_s = time_columns(table["time"].values, table["posterior"].values, token_s)
-    lag_s = table["lag"].values
-    half_s = 0.5 * (usual_step(lag_s) if lag_s.size > 1 else 1.0)
-    # The root keeps a posterior that is wide, and so low, from looking like nothing at all.
-    image = panel.imshow(
-        np.ma.masked_invalid(grid.T),
-        origin="lower",
-        aspect="auto",
-        interpolation="nearest",
-        extent=(left_s, right_s, lag_s[0] - half_s, lag_s[-1] + half_s),
-        cmap=MAP,
-        norm=PowerNorm(0.5, vmin=0, vmax=max(float(np.nanmax(grid)), 1e-12)),
-    )
-    panel.set_facecolor(NOTHING)
-    bar = panel.figure.colorbar(image, ax=panel, pad=0.01, fraction=0.04)
-    bar.set_label(f"probability per {1000 * 2 * half_s:.3g} ms of lag")
-    bar.outline.set_visible(False)
+    draw_posterior(panel, table["time"].values, table["lag"].values, table["posterior"].values, token_s)
+    frame = (*panel.get_xlim(), *panel.get_ylim())
     if "true_lag_s" in table and np.isfinite(table["true_lag_s"].values).any():
         breaks = line_breaks(table, token_s)
-        # Dashed, so that the ridge it should lie on stays visible under it.
+        # Dashed, so that the posterior under it stays visible.
         panel.plot(
             *broken_line(table["time"].values, table["true_lag_s"].values, breaks),
             color="white",
             lw=1.0,
             ls=(0, (4, 3)),
-            label="truth",
+            label="true lag",
         )
         legend_above(panel, on=MAP)
-    panel.set_ylabel(f"lag of clock '{safe_text(name, MAX_NAME_BESIDE)}' (s)")
+    panel.set_ylabel(f"lag of clock '{safe_text(name, MAX_NAME_Y)}' (s)")
     panel.set_xlabel(time_label(table))
-    panel.set_xlim(left_s, right_s)
-    panel.set_ylim(lag_s[0] - half_s, lag_s[-1] + half_s)
+    panel.axis(frame)
     return panel
 
 
 def plot_scores(metrics: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
-    """Draw R2 of the decoder beside that of ridge, one pair of bars an axis and one for the mean.
+    """Draw R2 of the decoder and of ridge, one pair of bars per axis and one for the mean.
 
     Parameters
     ----------
     metrics : mapping
         With `r2` {axis: value or None} and `r2_mean`; `baseline_ridge_r2` and `baseline_ridge_r2_mean` if
-        ridge was fitted. Bars stop at -0.25; the number at each says how far it would go.
+        ridge was fitted. Bars stop at -0.25; the number at each is its full length.
     ax : Axes, optional
 
     Raises
@@ -353,7 +339,7 @@ def plot_scores(metrics: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
         ridge_mean = metrics.get("baseline_ridge_r2_mean")
         columns.append(("ridge", [*(ridge.get(a) for a in r2), ridge_mean], ORANGE))
     (panel,) = panels_for(ax, 1, height_in=2.8, width_in=max(4.0, 1.1 * (len(groups) + 2)))
-    # The mean stands apart from the axes it is the mean of.
+    # The mean is set apart from the axes it is the mean of.
     place = np.array([*range(len(groups)), len(groups) + 0.4])
     width = 0.8 / len(columns)
     lowest = 0.0
@@ -376,7 +362,7 @@ def plot_scores(metrics: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
                 fontsize="small",
             )
     panel.axhline(0, color=BLACK, lw=0.8)
-    panel.set_xticks(place, [*(safe_text(g, MAX_NAME_BESIDE) for g in groups), "mean"])
+    panel.set_xticks(place, [*(safe_text(g, MAX_NAME_Y) for g in groups), "mean"])
     if len(groups) > 4 or max(map(len, groups)) > 10:
         panel.tick_params(axis="x", rotation=30)
         for tick in panel.get_xticklabels():
@@ -394,7 +380,7 @@ def plot_training(history: Mapping[str, Sequence[float | None]], *, ax: Axes | N
     Parameters
     ----------
     history : mapping
-        `train` and `validation`, one loss a check each (None or NaN where it was not computed), and `step`,
+        `train` and `validation`, one loss per check (None or NaN where it was not computed), and `step`,
         the gradient steps taken by then; without it checks are counted.
     ax : Axes, optional
 
@@ -423,7 +409,7 @@ def plot_training(history: Mapping[str, Sequence[float | None]], *, ax: Axes | N
             panel.plot(taken[: loss.size], loss, style, color=colour, lw=1.4, marker=marker, ms=3, label=name)
     panel.set_xlabel("gradient step" if steps else "check")
     panel.set_xlim(0, taken[-1] + 0.5)
-    panel.set_ylabel("loss")
+    panel.set_ylabel("loss (no unit)")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend_above(panel)
     tidy(panel)
@@ -447,11 +433,11 @@ def _draw_channels(panel: Axes, signal: Signal) -> None:
     if not signal.time_s.size:
         return
     values = signal.data.values.astype(np.float64)
-    label = "spikes a bin"
+    label = f"spikes per {1000 * signal.sample_s:.3g} ms"
     if signal.kind == "power":
-        # Channels differ in scale by orders of magnitude; what is seen over time is each against itself.
+        # Channels differ in scale by orders of magnitude, so each is drawn against its own mean and spread.
         values = (values - values.mean(axis=0)) / np.maximum(values.std(axis=0), 1e-12)
-        label = "z-score"
+        label = "power (z-score)"
     grid, left_s, right_s = time_columns(signal.time_s, values, signal.sample_s)
     finite = grid[np.isfinite(grid)]
     image = panel.imshow(
@@ -481,7 +467,7 @@ def _draw_traces(panel: Axes, signal: Signal) -> None:
     values -= np.median(values, axis=0)
     spacing = 5 * float(np.median(values.std(axis=0))) or 1.0
     for k in range(rows.size):
-        # Smallest and largest of each run of samples: no peak is lost, and no trace outgrows the page.
+        # Smallest and largest of each run of samples: no peak is dropped, and no trace outgrows the page.
         time_s, trace = broken_line(signal.time_s, values[:, k], after_gaps(signal.time_s, signal.sample_s))
         run = max(1, trace.size // (2 * MAX_COLUMNS))
         if run > 1:
@@ -495,4 +481,4 @@ def _draw_traces(panel: Axes, signal: Signal) -> None:
     panel.tick_params(axis="y", labelsize="small", length=0)
     panel.set_ylim(-(rows.size - 0.2) * spacing, 0.8 * spacing)
     unit = safe_text(signal.data.attrs.get("units", ""), 10) or "units"
-    panel.set_ylabel(f"{spacing:.3g} {unit} apart")
+    panel.set_ylabel(f"channels\n{spacing:.3g} {unit} apart")

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
 from neurofuse.report.figures.panel import (
     BLACK,
     TITLE,
@@ -25,15 +25,15 @@ from neurofuse.report.figures.plot_attention import SERIES
 from neurofuse.report.figures.plot_decode import plot_attention
 
 GREY = "#777777"
-# What of the spotlight is drawn against the level, and the words for it.
-SPOTLIGHT = {
+# Measures of attention that are drawn against the level, and their labels.
+ATTENTION = {
     "hit_rate": "lag hit rate",
-    "mass_on_truth": "mass on the truth",
+    "mass_on_truth": "mass on the\ntrue lag",
     "anomaly_rate": "anomaly rate",
     "flicker": "flicker (1/s)",
     "entropy": "entropy (nat)",
 }
-PLACES = ("below the critical level", "at it", "beyond it")
+PLACES = ("below the critical level", "at the critical level", "above the critical level")
 
 
 def plot_study(
@@ -105,30 +105,30 @@ def plot_study_attention(
     thresholds: Iterable[Mapping[str, Any]] = (),
     ax: Sequence[Axes] | AxesArray | None = None,
 ) -> AxesArray:
-    """Draw what becomes of the spotlight as jitter grows: hits, mass on the truth, anomalies, flicker, entropy.
+    """Draw the quality of attention against jitter: hits, mass on the true lag, anomalies, flicker, entropy.
 
     Parameters
     ----------
     study, kind, protocol, thresholds
-        As for `plot_study`, but thresholds of the hit rate; models that look for no lag are left out.
+        As for `plot_study`, but thresholds of the hit rate; models that estimate no lag are left out.
     ax : sequence of Axes, optional
-        One a measure that the study has.
+        One per measure that the study has.
 
     Returns
     -------
     array of Axes
     """
     table, level = _of_kind(study, kind, protocol, ())
-    names = [n for n in SPOTLIGHT if n in table and bool(np.isfinite(table[n]).any())]
+    names = [n for n in ATTENTION if n in table and bool(np.isfinite(table[n]).any())]
     if not names:
         raise NeurofuseError(
-            "no model of this study looked for a lag, so there is no spotlight to draw; add one such as 'tracked'."
+            "no model of this study estimates a lag, so there is no attention to draw; add one such as 'tracked'."
         )
     axes = panels_for(ax, len(names), height_in=1.7, width_in=6.0, share_x=True)
     found = _found(thresholds, table, "hit_rate")
-    # The oracle is told the lag and has nothing to show.
-    looking = [str(m) for m in table["model"].values if str(m) != study.attrs.get("oracle")]
-    models = [m for m in looking if bool(table["entropy"].sel(model=m).notnull().any())]
+    # The oracle is given the lag and estimates none.
+    others = [str(m) for m in table["model"].values if str(m) != study.attrs.get("oracle")]
+    models = [m for m in others if bool(table["entropy"].sel(model=m).notnull().any())]
     for panel, name in zip(axes, names, strict=True):
         for model, (colour, marker, line) in zip(models, SERIES * len(models), strict=False):
             _line(panel, level, table[name].sel(model=model), safe_label(model), colour, marker, line)
@@ -136,7 +136,7 @@ def plot_study_attention(
                 panel.axvline(found[model]["measured"], color=colour, lw=1.0)
         if "predicted" in table and np.isfinite(float(table["predicted"])):
             panel.axvline(float(table["predicted"]), color=BLACK, lw=1.2, ls=":", label="theory")
-        panel.set_ylabel(SPOTLIGHT[name])
+        panel.set_ylabel(ATTENTION[name])
         panel.set_ylim(bottom=0)
         tidy(panel)
     for panel in axes[:-1]:
@@ -155,9 +155,9 @@ def plot_lag_maps(
     protocol: str | None = None,
     ax: Sequence[Axes] | AxesArray | None = None,
 ) -> AxesArray:
-    """Draw the posterior over lags in time at the levels that were kept: below the critical one, at it, beyond.
+    """Draw the posterior over lags in time at the levels that were kept: below, at and above the critical one.
 
-    Beyond it the ridge breaks up: the spotlight flickers between lags.
+    Above it the posterior flickers between lags.
 
     Parameters
     ----------
@@ -168,24 +168,23 @@ def plot_lag_maps(
     model, kind, protocol : str, optional
         By default the first that was kept.
     ax : sequence of Axes, optional
-        One a level kept.
+        One per level kept.
 
     Returns
     -------
     array of Axes
     """
-    wanted = {"model": model, "kind": kind, "protocol": protocol}
+    chosen = {"model": model, "kind": kind, "protocol": protocol}
     kept = np.ones(maps.sizes["cell"], dtype=bool)
-    for name, value in wanted.items():
+    for name, value in chosen.items():
         first = maps[name].values[np.flatnonzero(kept)[0]] if kept.any() else ""
         kept &= maps[name].values == (first if value is None else value)
     rows = np.flatnonzero(kept)
     if not rows.size:
-        asked = ", ".join(f"{k} '{v}'" for k, v in wanted.items() if v is not None)
-        raise NeurofuseError(
-            f"no lag over time was kept of {asked}; there are "
-            f"{', '.join(sorted({' / '.join((str(m), str(k), str(p))) for m, k, p in _told(maps)}))}."
-        )
+        names = ", ".join(f"{k} '{v}'" for k, v in chosen.items() if v is not None)
+        cells = zip(*(maps[name].values for name in chosen), strict=True)
+        kept_of = sorted({" / ".join(map(str, cell)) for cell in cells})
+        raise NeurofuseError(f"no lag over time was kept of {names}; there are {', '.join(kept_of)}.")
     rows = rows[np.argsort(maps["level"].values[rows])]
     axes = panels_for(ax, len(rows), height_in=2.0, width_in=7.0, share_x=False)
     words = PLACES if len(rows) == len(PLACES) else ("",) * len(rows)
@@ -204,14 +203,10 @@ def plot_lag_maps(
         of_kind = study.sel({"kind": cell["kind"].item()})
         level = float(of_kind["level_value"].isel(level=int(cell["level"])))
         jitter = f"{safe_text(cell['kind'].item())} {level:.3g} {_unit(of_kind)}".rstrip()
-        said = f"{safe_text(cell['model'].item())}, {jitter}"
-        panel.set_title(said + (f": {place}" if place else ""), **TITLE)
+        title = f"{safe_text(cell['model'].item())}, {jitter}"
+        panel.set_title(title + (f": {place}" if place else ""), **TITLE)
         panel.set_ylabel("lag (s)")
     return axes
-
-
-def _told(maps: xr.Dataset) -> Iterable[tuple[Any, ...]]:
-    return zip(maps["model"].values, maps["kind"].values, maps["protocol"].values, strict=True)
 
 
 def _of_kind(
@@ -269,7 +264,7 @@ def _level_axis(panel: Axes, table: xr.Dataset, level: np.ndarray) -> None:
     shown = level[level > 0]
     predicted = float(table["predicted"]) if "predicted" in table else np.nan
     if shown.size > 1:
-        # Intervals may reach far beyond what was tried; the level of theory is worth a look up to a decade away.
+        # Intervals may reach far beyond the tested levels; the level of theory is drawn up to a decade away.
         low, high = float(shown.min()), float(shown.max())
         if low / 10 < predicted < 10 * high:
             low, high = min(low, predicted), max(high, predicted)
@@ -284,5 +279,5 @@ def _unit(table: xr.Dataset) -> str:
 
 def _title(table: xr.Dataset) -> str:
     lag = str(table["base_lag"].item()) if "base_lag" in table else ""
-    said = safe_text(table["protocol"].item())
-    return f"{said}, under {safe_text(lag)}" if lag not in ("", "none") else said
+    protocol = safe_text(table["protocol"].item())
+    return f"{protocol}, under {safe_text(lag)}" if lag not in ("", "none") else protocol

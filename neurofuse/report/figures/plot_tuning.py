@@ -1,4 +1,4 @@
-"""In: the table of `neurofuse.tuning`. Out: axes that show which units, channels and bands follow the movement."""
+"""In: the table of `neurofuse.tuning`. Out: matplotlib axes, the variance of every feature that movement explains."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from neurofuse.recording import NeurofuseError
+from neurofuse.errors import NeurofuseError
 from neurofuse.report.figures.panel import (
     BLUE,
     MAP,
-    MAX_NAME_BESIDE,
+    MAX_NAME_Y,
     MAX_TRACES,
     NOTHING,
     TITLE,
@@ -24,17 +24,17 @@ from neurofuse.report.figures.panel import (
 
 
 def plot_tuning(table: xr.Dataset, *, ax: Axes | Sequence[Axes] | AxesArray | None = None) -> AxesArray:
-    """Draw how much movement explains of every unit, and of every channel and band.
+    """Draw how much of every unit, channel and band movement explains.
 
-    A stream of units is drawn from the best tuned to the least, coloured by preferred direction where there are two
-    axes; a stream of LFP features as a map, channel by band.
+    A stream of units is drawn in descending order of R2, coloured by preferred direction where there are two axes; a
+    stream of LFP features as a map, channel by band.
 
     Parameters
     ----------
     table : Dataset, dims (feature, lead, axis)
         From `neurofuse.tuning`.
     ax : sequence of Axes, optional
-        One a stream.
+        One per stream.
 
     Returns
     -------
@@ -51,7 +51,7 @@ def plot_tuning(table: xr.Dataset, *, ax: Axes | Sequence[Axes] | AxesArray | No
     axes = panels_for(ax, len(streams), height_in=2.4, width_in=7.0)
     for panel, stream in zip(axes, streams, strict=True):
         part = table.isel(feature=table["stream"].values == stream)
-        names, bands = part["part"].values, part["band"].values
+        names, bands = part["channel"].values, part["band"].values
         channels, kinds = list(dict.fromkeys(names.tolist())), list(dict.fromkeys(bands.tolist()))
         if kinds != [""] and len(channels) * len(kinds) == names.size:
             grid = np.full((len(channels), len(kinds)), np.nan)
@@ -77,7 +77,7 @@ def _map(panel: Axes, grid: np.ndarray, channels: Sequence[str], bands: Sequence
     panel.set_xticks(range(len(bands)), [safe_text(b, 14) for b in bands])
     step = -(-len(channels) // MAX_TRACES)
     shown = range(0, len(channels), step)
-    panel.set_yticks(list(shown), [safe_text(channels[k], MAX_NAME_BESIDE) for k in shown])
+    panel.set_yticks(list(shown), [safe_text(channels[k], MAX_NAME_Y) for k in shown])
     panel.tick_params(axis="both", labelsize="small", length=0)
     bar = panel.figure.colorbar(image, ax=panel, pad=0.01, fraction=0.04)
     bar.set_label("R² of the feature")
@@ -109,10 +109,10 @@ def _ranked(panel: Axes, part: xr.Dataset) -> None:
     else:
         panel.plot(rank, r2[order], "o", color=BLUE, ms=4)
     if r2.size <= MAX_TRACES:
-        names = [safe_text(n, MAX_NAME_BESIDE) for n in part["part"].values[order]]
+        names = [safe_text(n, MAX_NAME_Y) for n in part["channel"].values[order]]
         panel.set_xticks(rank, names, rotation=45, ha="right", fontsize="small")
     else:
-        panel.set_xlabel("unit, from the best tuned down")
+        panel.set_xlabel("unit, in descending order of R²")
     panel.set_ylabel("R² of the feature")
     panel.set_ylim(bottom=min(0.0, float(np.nanmin(r2, initial=0))))
     tidy(panel)

@@ -1,4 +1,4 @@
-"""In: a `trial_data` struct array (one struct a trial, MATLAB). Out: its trials on one time axis.
+"""In: a `trial_data` struct array (one struct per trial, MATLAB). Out: its trials on one time axis.
 
 The field's convention: each trial holds matrices of bins x columns (`pos`, `vel`, `M1_spikes` ...), one
 `bin_size`, and events as 1-based bin numbers (`idx_go_cue` ...).
@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from data_loaders.formats import UNKNOWN_GAP_S, FileInfo, Format, Item, LoadError, Request, pick
-from data_loaders.plain_arrays import Leaf, is_hdf5, open_arrays
-from data_loaders.sampled import make_movement, make_signal, plain_kind
+from data_loaders.formats import FileInfo, Format, Item, LoadError, Request
+from data_loaders.readers.plain_arrays import Leaf, is_hdf5, open_arrays
+from data_loaders.readers.sampled import UNKNOWN_GAP_S, make_movement, make_signal, plain_kind
 from neurofuse.recording import FloatArray, Recording, Signal
 
 DEFAULT_BIN_S = 0.05
@@ -60,14 +60,14 @@ def _is_matrix(value: object) -> bool:
 
 
 def _bins(trials: list[dict[str, Any]]) -> tuple[list[str], NDArray[np.int64]]:
-    """Fields that hold one row a bin in every trial, and the number of bins of each trial."""
+    """Fields that hold one row per bin in every trial, and the number of bins of each trial."""
     numeric = [f for f in trials[0] if all(_is_matrix(t.get(f)) for t in trials)]
     lead = next(
         (f for f in ("pos", "vel", *(n for n in numeric if n.endswith("_spikes"))) if f in numeric), None
     )
     if lead is None:
         raise LoadError(
-            f"no field holds one row a bin (such as 'pos' or 'M1_spikes'); the fields are {list(trials[0])}."
+            f"no field holds one row per bin (such as 'pos' or 'M1_spikes'); the fields are {list(trials[0])}."
         )
     n_bins = np.array([t[lead].shape[0] for t in trials])
     timed = [f for f in numeric if all(t[f].shape[0] == n for t, n in zip(trials, n_bins, strict=True))]
@@ -81,7 +81,7 @@ def _bin_s(trials: list[dict[str, Any]], bin_s: float | None) -> tuple[float, st
     if stated:
         own = stated.pop()
         if bin_s is not None and not np.isclose(own, bin_s):
-            raise LoadError(f"the file states bins of {own:g} s but --bin says {bin_s:g} s; leave --bin out.")
+            raise LoadError(f"the file states bins of {own:g} s but --bin is {bin_s:g} s; leave --bin out.")
         return own, f"bins of {own:g} s as the file states"
     if bin_s is not None:
         return bin_s, f"bins of {bin_s:g} s as given"
@@ -93,7 +93,7 @@ def _starts(
 ) -> tuple[NDArray[np.int64], str]:
     """First bin of every trial; a jump in position that no step inside a trial explains leaves a gap."""
     gap = np.zeros(len(trials), dtype=np.int64)
-    note = "trials follow one another without gaps (no position to tell otherwise)"
+    note = "trials follow one another without gaps (there is no position to show gaps)"
     if all(
         isinstance(t.get("pos"), np.ndarray) and t["pos"].shape[0] == n
         for t, n in zip(trials, n_bins, strict=True)
@@ -148,6 +148,15 @@ def _events(
     return pd.DataFrame(table), skipped
 
 
+def _axis_names(fields: list[str], trial: dict[str, Any]) -> list[str]:
+    axes: list[str] = []
+    for field in fields:
+        n = trial[field].shape[1]
+        labels = [*_AXES[:n]] if n <= 3 else [str(k + 1) for k in range(n)]
+        axes += [f"{field} {a}" if len(fields) > 1 or n > 3 else a for a in labels] if n > 1 else [field]
+    return axes
+
+
 def _describe(path: Path, clock: str) -> FileInfo:
     trials = _trials(path)
     timed, n_bins = _bins(trials)
@@ -186,11 +195,14 @@ def _read(path: Path, request: Request) -> Recording:
     def whole(field: str) -> NDArray[np.generic]:
         return np.concatenate([t[field] for t in trials])
 
-    held = dict.fromkeys(timed)
+    fields = {f: f for f in timed}
+    counts = request.pick(path, "spikes", fields, default=[f for f in timed if f.endswith("_spikes")])
+    lfp = request.pick(path, "lfp", fields, default=[f for f in timed if f.endswith("_lfp")])
+    moved = request.pick(path, "movement", fields, default=[f for f in timed if f == "vel"])
     streams: list[Signal] = []
-    spikes = [f for f in timed if f.endswith("_spikes")] if request.spikes is None else request.spikes
-    for field in pick(path, tuple(spikes), held, role="field"):
-        names = _unit_names(field, trials[0], trials[0][field].shape[1])
+    for k, field in enumerate((*counts, *lfp)):
+        counted, n = k < len(counts), trials[0][field].shape[1]
+        names = _unit_names(field, trials[0], n) if counted else [f"{field} {c + 1}" for c in range(n)]
         signal, more = make_signal(
             whole(field),
             time_s,
@@ -198,49 +210,29 @@ def _read(path: Path, request: Request) -> Recording:
             clock=request.clock,
             channels=names,
             sample_s=bin_s,
-            units="spikes",
-            kind="counts",
+            units="spikes" if counted else "",
+            kind="counts" if counted else plain_kind(bin_s),
             missing=request.missing,
         )
         streams.append(signal)
         notes += more
-    lfp = [f for f in timed if f.endswith("_lfp")] if request.lfp is None else request.lfp
-    for field in pick(path, tuple(lfp), held, role="field"):
-        names = [f"{field} {k + 1}" for k in range(trials[0][field].shape[1])]
-        signal, more = make_signal(
-            whole(field),
-            time_s,
-            name=field,
-            clock=request.clock,
-            channels=names,
-            sample_s=bin_s,
-            kind=plain_kind(bin_s),
-            missing=request.missing,
-        )
-        streams.append(signal)
-        notes += more
-    wanted = (["vel"] if "vel" in timed else []) if request.movement is None else list(request.movement)
     movement = None
-    if wanted:
-        wanted = pick(path, tuple(wanted), held, role="field")
-        axes = []
-        for field in wanted:
-            n = trials[0][field].shape[1]
-            labels = [*_AXES[:n]] if n <= 3 else [str(k + 1) for k in range(n)]
-            axes += [f"{field} {a}" if len(wanted) > 1 or n > 3 else a for a in labels] if n > 1 else [field]
+    if moved:
         movement, more = make_movement(
-            np.concatenate([whole(f) for f in wanted], axis=1).astype(np.float64),
+            np.concatenate([whole(f) for f in moved], axis=1).astype(np.float64),
             time_s,
-            name=",".join(wanted),
-            axes=axes,
+            name=",".join(moved),
+            axes=_axis_names(moved, trials[0]),
             sample_s=bin_s,
             missing=request.missing,
         )
         notes += more
     table, skipped = _events(trials, starts, n_bins, timed, bin_s)
     if skipped:
-        notes.append(f"fields that are not one value a trial were left out: {', '.join(skipped)}")
+        notes.append(f"fields that are not one value per trial were left out: {', '.join(skipped)}")
     return Recording(request.clock, request.clock, tuple(streams), movement, table, tuple(notes))
 
 
-FORMAT = Format("trial_data", (".mat",), _describe, _read, is_trial_data, plain=True)
+FORMAT = Format(
+    "trial_data", (".mat",), describe=_describe, read_parts=_read, sniff=is_trial_data, plain=True
+)

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from data_loaders.formats import FileInfo, Format, Item, Request, pick
-from data_loaders.plain_arrays import is_hdf5
-from data_loaders.sampled import make_movement
+from data_loaders.formats import FileInfo, Format, Item, Request
+from data_loaders.readers.plain_arrays import is_hdf5
+from data_loaders.readers.sampled import make_movement
 from neurofuse.recording import FloatArray, Recording, Spikes
 
 # What each matrix is measured in, and its columns. The tracker's own order is (z, -x, -y, angles).
@@ -45,7 +45,7 @@ def _trains(file: Any) -> tuple[list[FloatArray], pd.DataFrame]:
     for unit, cells in enumerate(np.atleast_2d(file["spikes"][()])):
         for channel, ref in zip(channels, cells, strict=True):
             cell = file[ref]
-            # An empty cell is no null reference: it is a dataset of two zeros that says it is empty.
+            # An empty cell is no null reference: it is a dataset of two zeros, marked as empty.
             if "MATLAB_empty" in cell.attrs or not cell.size:
                 continue
             trains.append(np.ravel(cell[()]).astype(np.float64))
@@ -61,13 +61,22 @@ def _describe(path: Path, clock: str) -> FileInfo:
     import h5py
 
     with h5py.File(path, "r") as file:
-        trains, _ = _trains(file)
+        trains, units = _trains(file)
         time_s = np.ravel(file["t"][()])
         shapes = {n: int(file[n].shape[0]) for n in POSITIONS if n in file}
     n_spikes = sum(t.size for t in trains)
     step_s = float(np.median(np.diff(time_s)))
     items = [
-        Item("spikes", "spikes", n_units=len(trains), n_spikes=n_spikes, unit="s", clock=clock, default=True)
+        Item(
+            "spikes",
+            "spikes",
+            n_units=len(trains),
+            n_spikes=n_spikes,
+            unit="s",
+            clock=clock,
+            members=tuple(units["name"]),
+            default=True,
+        )
     ]
     items += [
         Item(
@@ -90,24 +99,20 @@ def _describe(path: Path, clock: str) -> FileInfo:
 def _read(path: Path, request: Request) -> Recording:
     import h5py
 
-    pick(path, request.lfp, {}, role="LFP")
     notes = [f"read {path.name} (random-target set)"]
     streams: tuple[Spikes, ...] = ()
     movement = None
     with h5py.File(path, "r") as file:
         if request.spikes != ():
             trains, units = _trains(file)
-            spikes = Spikes.from_trains(trains, clock=request.clock, units=units)
-            held = {name: k for k, name in enumerate(units["name"])}
-            names = pick(path, request.spikes, {"spikes": None, **held}, role="unit")
-            if names and "spikes" not in names:
-                spikes = spikes.select([held[n] for n in names])
-            streams = (spikes,)
-        if request.movement != ():
-            there = {n: _axes(n, int(file[n].shape[0])) for n in POSITIONS if n in file}
-            columns = {axis: (n, k) for n, axes in there.items() for k, axis in enumerate(axes)}
-            names = pick(path, request.movement or ("cursor_pos",), {**there, **columns}, role="movement")
-            chosen = [c for n in names for c in there.get(n, (n,))]
+            streams = (Spikes.from_trains(trains, clock=request.clock, units=units),)
+        matrices = {n: _axes(n, int(file[n].shape[0])) for n in POSITIONS if n in file}
+        columns = {axis: (n, k) for n, axes in matrices.items() for k, axis in enumerate(axes)}
+        picked = request.pick(
+            path, "movement", {**matrices, **{c: (c,) for c in columns}}, default=("cursor_pos",)
+        )
+        if picked:
+            chosen = list(dict.fromkeys(c for axes in picked for c in axes))
             of = list(dict.fromkeys(columns[c][0] for c in chosen))
             values: dict[str, NDArray[Any]] = {n: file[n][()].T for n in of}
             time_s = np.ravel(file["t"][()]).astype(np.float64)
@@ -124,4 +129,4 @@ def _read(path: Path, request: Request) -> Recording:
     return Recording(request.clock, request.clock, streams, movement, provenance=tuple(notes))
 
 
-FORMAT = Format("random-target", (".mat",), _describe, _read, is_random_target)
+FORMAT = Format("random-target", (".mat",), describe=_describe, read_parts=_read, sniff=is_random_target)

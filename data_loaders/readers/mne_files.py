@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from data_loaders.formats import UNKNOWN_GAP_S, FileInfo, Format, Item, LoadError, Request, Role, pick
+from data_loaders.formats import FileInfo, Format, Item, LoadError, Request, Role
 from data_loaders.guess_roles import channel_role
-from data_loaders.sampled import make_movement, make_signal
+from data_loaders.readers.sampled import UNKNOWN_GAP_S, make_movement, make_signal
 from neurofuse.recording import FloatArray, Recording, Signal
 
+# Names under which `info` lists the channels, and `load` takes them together.
+_GROUPS: dict[str, Role] = {"lfp": "lfp", "behaviour": "movement", "other": "other"}
 _NEURAL = frozenset({"eeg", "ecog", "seeg", "dbs", "mag", "grad", "ref_meg"})
-# No electrode sees ten millivolts: beyond that the header's scaling, not the brain, is to blame.
+# No electrode measures ten millivolts of brain activity: larger values mean a wrong scaling in the header.
 IMPLAUSIBLE_V = 1e-2
 
 
@@ -55,7 +57,9 @@ def _raw(path: Path) -> Iterator[Any]:
 def _header_of(path: Path) -> Path:
     header = path.with_suffix(".vhdr")
     if not header.exists():
-        raise LoadError(f"'{path.name}' needs its header '{header.name}' beside it; it is not there.")
+        raise LoadError(
+            f"'{path.name}' needs its header '{header.name}' in the same folder; it is not there."
+        )
     return header
 
 
@@ -66,7 +70,9 @@ def _check_brainvision(path: Path) -> None:
         raise LoadError(f"'{path.name}' names no DataFile; it is not a whole BrainVision header.")
     data = path.parent / found.group(1).strip().replace("$b", path.stem)
     if not data.exists():
-        raise LoadError(f"'{path.name}' needs its samples '{data.name}' beside it; the file is not there.")
+        raise LoadError(
+            f"'{path.name}' needs its samples '{data.name}' in the same folder; the file is not there."
+        )
     n_channels = re.search(r"^NumberOfChannels=(\d+)", text, re.M)
     width = 4 if re.search(r"^BinaryFormat=(IEEE_FLOAT_32|INT_32)", text, re.M) else 2
     if (
@@ -100,8 +106,8 @@ def _segments(path: Path, n_samples: int, rate_hz: float) -> tuple[list[tuple[in
             dated = False
             start_s = end_s + UNKNOWN_GAP_S
         out.append((first, start_s))
-    how = "their dates" if dated else f"{UNKNOWN_GAP_S:g} s apart, since their dates do not tell"
-    return out, f"{len(out)} segments, placed by {how}"
+    how = "by their dates" if dated else f"{UNKNOWN_GAP_S:g} s apart, since they have no dates in order"
+    return out, f"{len(out)} segments, placed {how}"
 
 
 def _moment(date: str) -> datetime:
@@ -116,6 +122,10 @@ def _roles(raw: Any) -> dict[str, Role]:
     return roles
 
 
+def _flat(groups: list[list[str]]) -> list[str]:
+    return list(dict.fromkeys(name for group in groups for name in group))
+
+
 def _describe(path: Path, clock: str) -> FileInfo:
     with _raw(path) as raw:
         roles = _roles(raw)
@@ -123,13 +133,13 @@ def _describe(path: Path, clock: str) -> FileInfo:
         segments, note = _segments(path, n_samples, rate_hz)
         n_events = len(raw.annotations)
     items = []
-    for role in ("lfp", "movement", "other"):
+    for group, role in _GROUPS.items():
         names = [n for n, r in roles.items() if r == role]
         if not names:
             continue
         items.append(
             Item(
-                role if role != "movement" else "behaviour",
+                group,
                 role,
                 n_channels=len(names),
                 n_samples=n_samples,
@@ -152,24 +162,13 @@ def _read(path: Path, request: Request) -> Recording:
     with _raw(path) as raw:
         roles = _roles(raw)
         rate_hz, n_samples = float(raw.info["sfreq"]), int(raw.n_times)
-        held = dict.fromkeys(raw.ch_names)
-        pick(path, request.spikes, {}, role="spikes")
-        groups: dict[str, Role] = {"lfp": "lfp", "behaviour": "movement", "other": "other"}
-        groups = {k: v for k, v in groups.items() if k not in held and v in roles.values()}
-
-        def names_of(asked: tuple[str, ...], role: str) -> list[str]:
-            names = pick(path, asked, {**held, **groups}, role=f"channel for {role}")
-            return [
-                m for n in names for m in ([c for c in held if roles[c] == groups[n]] if n in groups else [n])
-            ]
-
-        movement_names = names_of(request.movement or (), "movement")
-        if request.lfp is None:
-            lfp_names = [n for n in held if roles[n] == "lfp" and n not in movement_names]
-        else:
-            lfp_names = names_of(request.lfp, "LFP")
-        wanted = [*lfp_names, *movement_names]
-        data = raw.get_data(picks=wanted) if wanted else np.empty((0, n_samples))
+        groups = {g: [n for n in roles if roles[n] == role] for g, role in _GROUPS.items()}
+        channels = {**{g: names for g, names in groups.items() if names}, **{n: [n] for n in roles}}
+        movement_names = _flat(request.pick(path, "movement", channels))
+        lfp_default = [n for n in roles if roles[n] == "lfp" and n not in movement_names]
+        lfp_names = _flat(request.pick(path, "lfp", channels, default=lfp_default))
+        picks = [*lfp_names, *movement_names]
+        data = raw.get_data(picks=picks) if picks else np.empty((0, n_samples))
         extras = raw._raw_extras[0] if raw._raw_extras and isinstance(raw._raw_extras[0], dict) else {}
         rates_differ = len(set(np.ravel(extras.get("n_samps", ())).tolist())) > 1
     segments, note = _segments(path, n_samples, rate_hz)
@@ -197,7 +196,7 @@ def _read(path: Path, request: Request) -> Recording:
         largest = float(np.abs(signal.data.values).max())
         if largest > IMPLAUSIBLE_V:
             notes.append(f"lfp: values reach {largest:.3g} V, so the header's unit scaling is probably off")
-        left_out = [n for n in held if n not in wanted]
+        left_out = [n for n in roles if n not in picks]
         if request.lfp is None and left_out:
             notes.append(f"not taken as LFP by name or type: {', '.join(left_out)}")
     movement = None
@@ -227,14 +226,14 @@ def _is_brainvision(path: Path) -> bool:
 
 
 FORMATS = (
-    Format("edf", (".edf", ".bdf", ".gdf"), _describe, _read),
+    Format("edf", (".edf", ".bdf", ".gdf"), describe=_describe, read_parts=_read),
     Format(
         "brainvision",
         (".vhdr", ".vmrk", ".eeg"),
-        _describe,
-        _read,
-        _is_brainvision,
-        lambda p: p.with_suffix(""),
+        describe=_describe,
+        read_parts=_read,
+        sniff=_is_brainvision,
+        family=lambda p: p.with_suffix(""),
     ),
-    Format("fif", (".fif", ".fif.gz"), _describe, _read),
+    Format("fif", (".fif", ".fif.gz"), describe=_describe, read_parts=_read),
 )

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_loaders.formats import FileInfo, Format, Item, LoadError, Request, pick
-from data_loaders.sampled import make_movement
+from data_loaders.formats import FileInfo, Format, Item, LoadError
+from data_loaders.readers.sampled import make_movement
 from neurofuse.recording import FloatArray, Recording
 
 _NUMPY = {
@@ -31,7 +31,7 @@ def read_tracking(path: Path) -> tuple[FloatArray, dict[str, NDArray[np.generic]
     time_s : array, shape (n_frames,)
         Camera times divided by the clock rate that the header states.
     fields : dict of str to array
-        Each coordinate; those of a second light that was never seen (all zero) are left out.
+        Each coordinate; those of a second light that was not tracked (all zero) are left out.
     header : dict of str to str
         The settings at the head of the file.
     """
@@ -84,34 +84,22 @@ def _describe(path: Path, clock: str) -> FileInfo:
     return FileInfo(str(path), FORMAT.name, (item,))
 
 
-def _read(path: Path, request: Request) -> Recording:
+def _read(path: Path, clock: str) -> Recording:
     time_s, fields, header = read_tracking(path)
-    pick(path, request.spikes, {}, role="spikes")
-    pick(path, request.lfp, {}, role="LFP")
     notes = [f"read {path.name} (Trodes position tracking, clock of {header['clockrate']} Hz)"]
-    names = list(fields)
-    if request.movement is not None and request.movement != ("position",):
-        names = pick(path, request.movement, {"position": None, **fields}, role="movement")
-    if not names:
-        return Recording(request.clock, request.clock, (), provenance=notes)  # type: ignore[arg-type]
     # A frame that carries the time of the frame before it was stamped twice; its own time is unknown.
     fresh = np.concatenate([[True], np.diff(time_s) != 0])
     if not fresh.all():
         notes.append(
             f"position: left out {int((~fresh).sum())} frame(s) stamped with the time of the frame before"
         )
-    values = np.stack([fields[n] for n in names], axis=1)[fresh].astype(np.float64)
+    values = np.stack(list(fields.values()), axis=1)[fresh].astype(np.float64)
     time_s = time_s[fresh]
+    step_s = float(np.median(np.diff(time_s)))
     movement, more = make_movement(
-        values,
-        time_s,
-        name="position",
-        axes=names,
-        sample_s=float(np.median(np.diff(time_s))),
-        units="pixel",
-        missing=request.missing,
+        values, time_s, name="position", axes=list(fields), sample_s=step_s, units="pixel"
     )
-    return Recording(request.clock, request.clock, (), movement, provenance=(*notes, *more))
+    return Recording(clock, clock, (), movement, provenance=(*notes, *more))
 
 
-FORMAT = Format("trodes", (".videopositiontracking",), _describe, _read)
+FORMAT = Format("trodes", (".videopositiontracking",), _read, _describe)

@@ -1,7 +1,7 @@
 """In: a `Recording`. Out: one NWB file that other tools can read, and that reads back as the same recording.
 
 Spikes become `units` (with `obs_intervals`), LFP an `ElectricalSeries`, counts and power a `TimeSeries` in
-`processing/ecephys`, movement a `TimeSeries` in `processing/behavior`. NWB knows one clock: the times of each
+`processing/ecephys`, movement a `TimeSeries` in `processing/behavior`. NWB has one clock only: the times of each
 object are those of its own clock, named in its description and in the scratch entry `neurofuse`.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from data_loaders.formats import LoadError, unique
-from data_loaders.nwb_files import SCRATCH
+from data_loaders.readers.nwb_files import SCRATCH
 from neurofuse.recording import Movement, Recording, Signal, Spikes
 from neurofuse.storage import whole_file
 
@@ -56,7 +56,7 @@ def write_nwb(recording: Recording, path: str | Path) -> Path:
         raise LoadError("writing NWB needs pynwb; install it with: pip install 'neurofuse[nwb]'.") from None
     path = Path(path)
     nwb = pynwb.NWBFile(
-        session_description=f"{recording.name} (written by neurofuse; when the session started is not known)",
+        session_description=f"{recording.name} (written by neurofuse; the start of the session is unknown)",
         identifier=f"neurofuse {recording.name}",
         session_start_time=datetime(1970, 1, 1, tzinfo=UTC),
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,36 +11,12 @@ from numpy.typing import NDArray
 from data_loaders.formats import LoadError, Missing
 from neurofuse.recording import FloatArray, Movement, Signal, SignalKind
 
+# Stretches whose distance in time the file does not state are set this far apart (s), far beyond any window.
+UNKNOWN_GAP_S = 10.0
 # A plain matrix sampled no faster than this cannot show the field's oscillations: it holds power per bin.
 POWER_RATE_HZ = 50.0
 
-
-def without_missing(
-    values: NDArray[np.generic], time_s: FloatArray, *, missing: Missing, what: str
-) -> tuple[NDArray[np.generic], FloatArray, list[str]]:
-    """Leave out samples that hold NaN or infinity, if that is allowed.
-
-    Returns
-    -------
-    values, time_s : arrays
-        Without the missing samples.
-    notes : list of str
-        What was left out.
-    """
-    if missing == "refuse" or values.dtype.kind not in "fc":
-        return values, time_s, []
-    good = np.isfinite(values).all(axis=1)
-    if good.all():
-        return values, time_s, []
-    if not good.any():
-        raise LoadError(
-            f"{what}: every sample holds NaN or infinity; leave out the channel that is never finite."
-        )
-    return (
-        values[good],
-        time_s[good],
-        [f"{what}: dropped {int((~good).sum())} of {good.size} samples with NaN or inf"],
-    )
+T = TypeVar("T")
 
 
 def regular_times(n_samples: int, *, rate_hz: float, start_s: float = 0.0) -> FloatArray:
@@ -59,9 +36,8 @@ def make_signal(
     kind: SignalKind = "lfp",
     missing: Missing = "refuse",
 ) -> tuple[Signal, list[str]]:
-    """Build a signal (time x channel) and say what was left out."""
-    values, time_s, notes = without_missing(values, time_s, missing=missing, what=f"{kind} '{name}'")
-    _check_axis(time_s, sample_s, what=f"{kind} '{name}'")
+    """Build a signal (time x channel); the notes state what was left out."""
+    values, time_s, notes = _usable(values, time_s, sample_s, missing=missing, what=f"{kind} '{name}'")
     signal = Signal.from_array(
         values, clock=clock, name=name, time_s=time_s, channels=channels, units=units, kind=kind
     )
@@ -78,11 +54,26 @@ def make_movement(
     units: str = "",
     missing: Missing = "refuse",
 ) -> tuple[Movement, list[str]]:
-    """Build movement (time x axis) and say what was left out."""
-    values, time_s, notes = without_missing(values, time_s, missing=missing, what=f"movement '{name}'")
-    _check_axis(time_s, sample_s, what=f"movement '{name}'")
+    """Build movement (time x axis); the notes state what was left out."""
+    values, time_s, notes = _usable(values, time_s, sample_s, missing=missing, what=f"movement '{name}'")
     movement = Movement.from_array(values, name=name, time_s=time_s, axes=axes, units=units)
     return Movement(name, movement.data, sample_s), notes
+
+
+def by_signal(places: Iterable[tuple[T, Sequence[int]]]) -> list[tuple[T, list[int]]]:
+    """Columns of signals in the order picked, those of one signal that follow each other put together.
+
+    Examples
+    --------
+    >>> by_signal([("a", [2]), ("a", [0]), ("b", [1])])
+    [('a', [2, 0]), ('b', [1])]
+    """
+    out: list[tuple[T, list[int]]] = []
+    for signal, columns in places:
+        if not out or out[-1][0] is not signal:
+            out.append((signal, []))
+        out[-1][1].extend(c for c in columns if c not in out[-1][1])
+    return out
 
 
 def plain_kind(sample_s: float) -> SignalKind:
@@ -90,8 +81,22 @@ def plain_kind(sample_s: float) -> SignalKind:
     return "power" if 1.0 / sample_s <= POWER_RATE_HZ * (1 + 1e-9) else "lfp"
 
 
-def _check_axis(time_s: FloatArray, sample_s: float, *, what: str) -> None:
+def _usable(
+    values: NDArray[np.generic], time_s: FloatArray, sample_s: float, *, missing: Missing, what: str
+) -> tuple[NDArray[np.generic], FloatArray, list[str]]:
+    """Samples and times without those that hold NaN or infinity, if `missing` is "drop", and a note of how many."""
+    notes: list[str] = []
+    if missing == "drop" and values.dtype.kind in "fc":
+        good = np.isfinite(values).all(axis=1)
+        if not good.all():
+            if not good.any():
+                raise LoadError(
+                    f"{what}: every sample holds NaN or infinity; leave out the channel that is never finite."
+                )
+            notes = [f"{what}: dropped {int((~good).sum())} of {good.size} samples with NaN or inf"]
+            values, time_s = values[good], time_s[good]
     if len(time_s) < 2:
         raise LoadError(f"{what}: {len(time_s)} sample(s) are too few; it needs at least two.")
     if not 0 < sample_s < float("inf"):
         raise LoadError(f"{what}: the sampling interval must be positive, got {sample_s:g} s.")
+    return values, time_s, notes

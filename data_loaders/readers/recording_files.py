@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_loaders.formats import FileInfo, Format, Request, choose_stream, describe_recording
-from data_loaders.plain_arrays import is_hdf5
+from data_loaders.formats import Format
+from data_loaders.readers.plain_arrays import is_hdf5
 from neurofuse.recording import Recording
 from neurofuse.storage import open_recording
 
@@ -20,13 +20,9 @@ def is_recording(path: Path) -> bool:
         return str(file.attrs.get("layout", "")).startswith("neurofuse-recording")
 
 
-def _describe(path: Path, clock: str) -> FileInfo:
+def _read(path: Path, clock: str) -> Recording:
     del clock  # the file names its own
-    return describe_recording(open_recording(path), path, FORMAT.name)
+    return open_recording(path)
 
 
-def _read(path: Path, request: Request) -> Recording:
-    return choose_stream(open_recording(path), request, path)
-
-
-FORMAT = Format("neurofuse", (".nc",), _describe, _read, is_recording, checked=True)
+FORMAT = Format("neurofuse", (".nc",), _read, sniff=is_recording, checked=True)

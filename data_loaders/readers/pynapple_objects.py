@@ -1,4 +1,4 @@
-"""In: a `Recording`. Out: pynapple objects by name, and back; clocks, which pynapple lacks, named here."""
+"""In: pynapple objects by name. Out: a `Recording` on one clock, whose name is given since pynapple has none."""
 
 from __future__ import annotations
 
@@ -10,35 +10,6 @@ import pandas as pd
 
 from data_loaders.formats import LoadError
 from neurofuse.recording import FloatArray, Movement, Recording, Signal, SignalKind, Spikes, Stream
-
-
-def to_pynapple(recording: Recording) -> dict[str, Any]:
-    """Turn a recording into pynapple objects.
-
-    Returns
-    -------
-    dict
-        A `TsGroup` for each population of spikes, a `TsdFrame` for each signal, `movement` (`TsdFrame`) and
-        `trials` (`IntervalSet`), each with its support as `time_support`. Pynapple rounds times to
-        1 ns, and cuts 1 us off a trial that ends when the next one starts.
-    """
-    nap = _pynapple()
-    out: dict[str, Any] = {}
-    for stream in recording.streams:
-        if isinstance(stream, Spikes):
-            support = _intervals(stream.support)
-            group = {k: nap.Ts(t=np.array(t), time_support=support) for k, t in enumerate(stream.trains)}
-            metadata = stream.units.reset_index(drop=True)
-            out[stream.name] = nap.TsGroup(group, time_support=support, metadata=metadata)
-        else:
-            out[stream.name] = _frame(stream.time_s, stream.data.values, stream.channels, stream.support)
-    if recording.movement is not None:
-        m = recording.movement
-        out["movement"] = _frame(m.time_s, m.data.values, m.axes, m.support)
-    if len(recording.trials):
-        rows = recording.trials[["start_s", "stop_s"]].to_numpy(dtype=float)
-        out["trials"] = nap.IntervalSet(start=rows[:, 0], end=rows[:, 1])
-    return out
 
 
 def from_pynapple(
@@ -61,14 +32,14 @@ def from_pynapple(
     movement, trials : str, optional
         Which keys hold the movement (`Tsd` or `TsdFrame`) and the trials (`IntervalSet`), if they are there.
     kinds : dict of str to {"lfp", "counts", "power"}, optional
-        What each signal is; "lfp" where it is not said.
+        What each signal is; "lfp" where it is not given.
 
     Raises
     ------
     LoadError
         If an object is none of these, or nothing is left to make a recording of.
     """
-    nap = _pynapple()
+    nap = import_pynapple()
     streams: list[Stream] = []
     moved: Movement | None = None
     table: pd.DataFrame | None = None
@@ -108,7 +79,8 @@ def from_pynapple(
     return Recording(name, clock, tuple(streams), moved, table, ("made from pynapple objects",))  # type: ignore[arg-type]
 
 
-def _pynapple() -> Any:
+def import_pynapple() -> Any:
+    """The package, or one sentence that it is needed."""
     try:
         import pynapple
     except ImportError:
@@ -116,15 +88,5 @@ def _pynapple() -> Any:
     return pynapple
 
 
-def _intervals(support: FloatArray) -> Any:
-    return _pynapple().IntervalSet(start=np.array(support[:, 0]), end=np.array(support[:, 1]))
-
-
 def _rows(value: Any) -> FloatArray:
     return np.asarray(value.time_support.values, dtype=np.float64)
-
-
-def _frame(time_s: FloatArray, values: Any, columns: list[str], support: FloatArray) -> Any:
-    return _pynapple().TsdFrame(
-        t=np.array(time_s), d=np.array(values), columns=columns, time_support=_intervals(support)
-    )

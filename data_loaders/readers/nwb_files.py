@@ -19,15 +19,14 @@ from data_loaders.formats import (
     Format,
     Item,
     LoadError,
-    NoSuchName,
+    Part,
     Request,
     Role,
-    choose_stream,
-    describe_recording,
     listed,
     unique,
 )
-from data_loaders.sampled import make_movement, make_signal
+from data_loaders.readers.sampled import by_signal, make_movement, make_signal
+from data_loaders.selection import describe_recording
 from neurofuse.recording import FloatArray, Movement, Recording, Signal, Spikes, Stream
 
 # Name of the scratch entry in which `write_nwb` keeps what NWB has no place for: clocks, kinds, provenance.
@@ -49,7 +48,7 @@ class _Series:
 
 @contextlib.contextmanager
 def open_nwb(path: Path) -> Iterator[Any]:
-    """The file opened by pynwb; data is read when it is asked for."""
+    """The file opened by pynwb; data is read when it is used."""
     try:
         import pynwb
     except ImportError:
@@ -137,17 +136,23 @@ def _unit_of(series: Any) -> str:
     return {"volts": "V", "volt": "V", "meters": "m", "seconds": "s"}.get(str(series.unit), str(series.unit))
 
 
-def _units(nwb: Any, clock: str) -> tuple[Spikes | None, list[str]]:
-    table = nwb.units
-    if table is None or "spike_times" not in table.colnames:
-        return None, []
+def _has_units(nwb: Any) -> bool:
+    return nwb.units is not None and "spike_times" in nwb.units.colnames
+
+
+def _unit_names(table: Any) -> list[str]:
+    return unique(
+        next(
+            ([str(v) for v in table[c][:]] for c in _UNIT_NAMES if c in table.colnames),
+            [f"unit {i}" for i in table.id[:]],
+        )
+    )
+
+
+def _units(table: Any, clock: str) -> tuple[Spikes, list[str]]:
     n = len(table)
     trains = [np.asarray(table.get_unit_spike_times(k), dtype=np.float64) for k in range(n)]
-    names = next(
-        ([str(v) for v in table[c][:]] for c in _UNIT_NAMES if c in table.colnames),
-        [f"unit {i}" for i in table.id[:]],
-    )
-    frame = pd.DataFrame({"name": unique(names)})
+    frame = pd.DataFrame({"name": _unit_names(table)})
     for column in table.colnames:
         if column in _UNIT_NAMES or column in (
             "spike_times",
@@ -200,27 +205,30 @@ def _default_lfp(series: list[_Series]) -> list[_Series]:
     return [s for s in electrical if s.in_lfp] or electrical
 
 
-def _find(
-    series: list[_Series], names: tuple[str, ...], path: Path, role: str
-) -> list[tuple[_Series, list[int]]]:
-    out: list[tuple[_Series, list[int]]] = []
-    for name in names:
-        hits = [s for s in series if s.name == name] or [s for s in series if s.name.split("/")[-1] == name]
-        if len(hits) > 1:
-            raise LoadError(
-                f"'{path.name}' has several series called '{name}': {listed([s.name for s in hits])}."
-            )
-        place = (hits[0], list(range(len(hits[0].columns)))) if hits else None
-        if place is None:
-            place = next(((s, [s.columns.index(name)]) for s in series if name in s.columns), None)
-        if place is None:
-            held = [s.name for s in series] + [c for s in series for c in s.columns if len(s.columns) > 1]
-            raise NoSuchName(path, name, held, role=f"series for {role}")
-        if out and out[-1][0] is place[0]:
-            out[-1][1].extend(place[1])
-        else:
-            out.append(place)
+def _by_name(series: list[_Series]) -> dict[str, list[tuple[_Series, list[int]]]]:
+    """Series by path and by its last part, and single columns, as columns of series; paths come first."""
+    out: dict[str, list[tuple[_Series, list[int]]]] = {
+        s.name: [(s, list(range(len(s.columns))))] for s in series
+    }
+    last: dict[str, list[tuple[_Series, list[int]]]] = {}
+    for s in series:
+        last.setdefault(s.name.split("/")[-1], []).append((s, list(range(len(s.columns)))))
+    out = {**last, **out}
+    for s in series:
+        for k, column in enumerate(s.columns):
+            out.setdefault(column, [(s, [k])])
     return out
+
+
+def _find(series: list[_Series], request: Request, path: Path, role: Part) -> list[tuple[_Series, list[int]]]:
+    found = request.pick(path, role, _by_name(series))
+    for places in found:
+        if len(places) > 1:
+            raise LoadError(
+                f"'{path.name}' has several series called '{places[0][0].name.split('/')[-1]}': "
+                f"{listed([s.name for s, _ in places])}."
+            )
+    return by_signal(places[0] for places in found)
 
 
 def _movement(series: list[_Series], request: Request, path: Path) -> tuple[Movement | None, list[str]]:
@@ -233,7 +241,7 @@ def _movement(series: list[_Series], request: Request, path: Path) -> tuple[Move
             )
         places = [(s, list(range(len(s.columns)))) for s in candidates]
     else:
-        places = _find(series, request.movement, path, "movement")
+        places = _find(series, request, path, "movement")
     if not places:
         return None, []
     time_s, sample_s = _times(places[0][0].series, places[0][0].name)
@@ -257,24 +265,18 @@ def _movement(series: list[_Series], request: Request, path: Path) -> tuple[Move
 def _read(path: Path, request: Request) -> Recording:
     with open_nwb(path) as nwb:
         if nwb.scratch and SCRATCH in nwb.scratch:
-            return choose_stream(_read_own(nwb), request, path)
+            return _rebuild(nwb)
         notes = [f"read {path.name} (NWB, session starts {nwb.session_start_time})"]
         streams: list[Stream] = []
-        if request.spikes != ():
-            spikes, more = _units(nwb, request.clock)
-            if request.spikes is not None and (spikes is None or request.spikes != ("units",)):
-                held = {} if spikes is None else {n: k for k, n in enumerate(spikes.units["name"])}
-                unknown = [n for n in request.spikes if n not in held]
-                if unknown or spikes is None:
-                    raise NoSuchName(path, unknown[0], ["units", *held] if held else [], role="unit")
-                spikes = spikes.select([held[n] for n in request.spikes])
-            streams += [] if spikes is None else [spikes]
+        if request.spikes != () and _has_units(nwb):
+            spikes, more = _units(nwb.units, request.clock)
+            streams.append(spikes)
             notes += more
         series = _all_series(nwb)
         if request.lfp is None:
             places = [(s, list(range(len(s.columns)))) for s in _default_lfp(series)]
         else:
-            places = _find(series, request.lfp, path, "LFP")
+            places = _find(series, request, path, "lfp")
         labels = unique(["lfp"] if len(places) == 1 else [s.name for s, _ in places])
         for (s, columns), label in zip(places, labels, strict=True):
             time_s, sample_s = _times(s.series, s.name)
@@ -296,8 +298,8 @@ def _read(path: Path, request: Request) -> Recording:
         )
 
 
-def _read_own(nwb: Any) -> Recording:
-    """A file that `write_nwb` made: the same recording, clock names and all."""
+def _rebuild(nwb: Any) -> Recording:
+    """The recording that `write_nwb` wrote, clock names and all."""
     plan = json.loads(str(nwb.scratch[SCRATCH].data))
     by_name = {_path_of(n): n for n in nwb.objects.values() if hasattr(n, "timestamps")}
     streams: list[Stream] = []
@@ -362,9 +364,9 @@ def _read_own(nwb: Any) -> Recording:
 def _describe(path: Path, clock: str) -> FileInfo:
     with open_nwb(path) as nwb:
         if nwb.scratch and SCRATCH in nwb.scratch:
-            return describe_recording(_read_own(nwb), path, FORMAT.name)
+            return describe_recording(_rebuild(nwb), path, FORMAT.name)
         items: list[Item] = []
-        if nwb.units is not None and "spike_times" in nwb.units.colnames:
+        if _has_units(nwb):
             n_spikes = len(nwb.units["spike_times"].target.data)
             items.append(
                 Item(
@@ -374,6 +376,7 @@ def _describe(path: Path, clock: str) -> FileInfo:
                     n_spikes=n_spikes,
                     unit="s",
                     clock=clock,
+                    members=tuple(_unit_names(nwb.units)),
                     default=True,
                 )
             )
@@ -413,5 +416,7 @@ def is_own(path: Path) -> bool:
         return f"scratch/{SCRATCH}" in file
 
 
-FORMAT = Format("nwb", (".nwb",), _describe, _read)
-OWN_FORMAT = Format("neurofuse-nwb", (".nwb",), _describe, _read, is_own, checked=True)
+FORMAT = Format("nwb", (".nwb",), describe=_describe, read_parts=_read)
+OWN_FORMAT = Format(
+    "neurofuse-nwb", (".nwb",), describe=_describe, read_parts=_read, sniff=is_own, checked=True
+)

@@ -1,4 +1,4 @@
-"""In: a plain file (.mat, .npz, .npy, .h5, .csv, .nc). Out: its arrays by name, read when they are asked for.
+"""In: a plain file (.mat, .npz, .npy, .h5, .csv, .nc). Out: its arrays by name, read when they are used.
 
 Names of nested arrays join their parts: `group/dataset` in HDF5 and netCDF, `struct.field` in MATLAB.
 Nothing here unpickles: a file that holds Python objects is refused.
@@ -34,7 +34,7 @@ class Ragged:
 
 @dataclass(frozen=True)
 class Leaf:
-    """One array of a file: how big it is, and how to read it.
+    """One array of a file: its size, and how to read it.
 
     Parameters
     ----------
@@ -86,10 +86,10 @@ def is_hdf5(path: Path) -> bool:
 
 
 def as_trains(value: object) -> Ragged:
-    """Flatten nested cells, lists and structs with a field of times into one vector a unit.
+    """Flatten nested cells, lists and structs with a field of times into one vector per unit.
 
     A struct counts as a unit if it has a field `time`, `times`, `t`, `ts`, `timestamps` or `spike_times`;
-    its field `timerange`, if there, says when it was observed. Empty cells are no units.
+    its field `timerange`, if there, is when it was observed. Empty cells are no units.
     """
     vectors: list[FloatArray] = []
     paths: list[str] = []
@@ -99,7 +99,7 @@ def as_trains(value: object) -> Ragged:
         paths.append(".".join(str(k + 1) for k in where) or "1")
         if span is not None:
             ranges.append(span)
-    # Levels that hold one thing everywhere say nothing: "1.1.3.2" of a doubly wrapped cell becomes "3.2".
+    # Levels that hold one thing everywhere carry no information: "1.1.3.2" of a doubly wrapped cell becomes "3.2".
     parts = [p.split(".") for p in paths]
     while len(parts) > 1 and min(len(p) for p in parts) > 1 and len({p[0] for p in parts}) == 1:
         parts = [p[1:] for p in parts]
@@ -218,7 +218,7 @@ def _refuse_stray_text(path: Path, name: str, column: Any, *, first_line: int) -
         row = int(wrong.argmax())
         raise LoadError(
             f"'{path.name}', line {row + first_line}, column '{name}': '{column.iloc[row]}' is not a number; "
-            f"mend {'this cell' if wrong.sum() == 1 else f'these {wrong.sum()} cells'} or leave it empty."
+            f"correct {'this cell' if wrong.sum() == 1 else f'these {wrong.sum()} cells'} or leave it empty."
         )
 
 
@@ -297,7 +297,7 @@ def _mat(path: Path) -> Iterator[Leaf]:
         if matlab_class in numbers:
             yield Leaf(name, "numbers", shape, partial(load_numbers, name), matlab=True)
         elif matlab_class in ("struct", "cell"):
-            # whosmat does not look inside, so structs and cells are read to be listed.
+            # whosmat does not list what is inside, so structs and cells are read to be listed.
             yield from _nested(name, _python(load(name)))
 
 

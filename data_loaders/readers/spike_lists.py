@@ -1,4 +1,4 @@
-"""In: spike times of a plain file (a vector a unit, or a list of times and one of units). Out: `Spikes`."""
+"""In: spike times of a plain file (a vector per unit, or a list of times and one of units). Out: `Spikes`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from data_loaders.formats import LoadError, unique
-from data_loaders.plain_arrays import Leaf, Ragged
+from data_loaders.readers.plain_arrays import Leaf, Ragged
 from neurofuse.recording import Spikes
 
 _TIMES = re.compile(r"^(spike_?)?(times?|times?_s|t|ts|timestamps?)$", re.I)
@@ -33,7 +33,7 @@ def _last(name: str) -> str:
 
 
 def find_list(leaves: Mapping[str, Leaf], *, near: str | None = None) -> tuple[Leaf, Leaf] | None:
-    """The vector of spike times and the equally long vector of units beside it, if a file has such a pair.
+    """The vector of spike times and the equally long vector of units next to it, if a file has such a pair.
 
     Parameters
     ----------
@@ -72,10 +72,10 @@ def from_list(
     labels = np.array([u.decode() if isinstance(u, bytes) else u for u in np.ravel(unit)])
     if times.size != labels.size:
         raise LoadError(
-            f"'{path.name}': {times.size} spike times but {labels.size} units; give one unit a spike."
+            f"'{path.name}': {times.size} spike times but {labels.size} units; give one unit per spike."
         )
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-        raise LoadError(f"'{path.name}': some spikes have no unit (NaN); give one unit a spike.")
+        raise LoadError(f"'{path.name}': some spikes have no unit (NaN); give one unit per spike.")
     ids, row = np.unique(labels, return_inverse=True)
     trains = [times[row == k] for k in range(len(ids))]
     names = [f"{i:g}" if labels.dtype.kind == "f" else str(i) for i in ids]
@@ -83,7 +83,7 @@ def from_list(
 
 
 def from_ragged(ragged: Ragged, *, name: str, clock: str, scale: float) -> Spikes:
-    """Build a population from one vector a unit; when units were observed is kept if the file says so."""
+    """Build a population from one vector per unit; when units were observed is kept if the file states it."""
     trains = [v * scale for v in ragged.vectors]
     support = None
     spans = np.asarray(ragged.ranges, dtype=np.float64) * scale

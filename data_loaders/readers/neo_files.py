@@ -9,7 +9,7 @@ import inspect
 import re
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
@@ -20,26 +20,23 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from data_loaders.formats import (
-    UNKNOWN_GAP_S,
     FileInfo,
     Format,
     Item,
     LoadError,
-    NoSuchName,
     Request,
     Role,
-    choose_stream,
-    describe_recording,
     listed,
     unique,
 )
 from data_loaders.guess_roles import channel_role
-from data_loaders.neo_objects import is_own, rebuild
-from data_loaders.sampled import make_movement, make_signal
+from data_loaders.readers.neo_objects import is_own, rebuild
+from data_loaders.readers.sampled import UNKNOWN_GAP_S, by_signal, make_movement, make_signal
+from data_loaders.selection import describe_recording
 from neurofuse.recording import FloatArray, Movement, Recording, Signal, Spikes, Stream
 
-# Slower signals than this are not taken as LFP unless asked for.
-LFP_RATE_HZ = 100.0
+# Slower signals than this are taken as LFP by name only.
+SLOWEST_LFP_HZ = 100.0
 # Blackrock marks waveforms that are no spikes as unit 255, and spikes that were not sorted as unit 0.
 NOISE_UNIT, UNSORTED_UNIT = 255, 0
 
@@ -175,25 +172,29 @@ def _is_voltage(unit: str) -> bool:
 
 def _role(signal: _Channels, channel: str) -> Role:
     guess = channel_role(channel)
-    if guess == "lfp" and (not _is_voltage(signal.unit) or signal.rate_hz < LFP_RATE_HZ):
+    if guess == "lfp" and (not _is_voltage(signal.unit) or signal.rate_hz < SLOWEST_LFP_HZ):
         return "other"
     return guess
 
 
 def _load(signal: _Channels, columns: list[int], shifts: list[float]) -> tuple[NDArray[Any], FloatArray]:
     values, times = [], []
+    # Not every reader keeps the order of the columns given, so they are read in that of the file.
+    ordered = sorted(columns)
+    order = [ordered.index(c) for c in columns]
     for k, part in signal.parts:
         if hasattr(part, "load"):
-            chunk = part.load(channel_indexes=columns) if len(columns) < part.shape[1] else part.load()
+            chunk = part.load(channel_indexes=ordered) if len(columns) < part.shape[1] else part.load()
         else:
-            chunk = part[:, columns]
-        values.append(np.asarray(chunk.magnitude))
+            chunk = part[:, ordered]
+        loaded = np.asarray(chunk.magnitude)
+        values.append(loaded if columns == ordered else loaded[:, order])
         times.append(shifts[k] + _seconds(part.t_start) + np.arange(len(values[-1])) / signal.rate_hz)
     return np.concatenate(values), np.concatenate(times)
 
 
 def _trains(block: Any) -> list[list[tuple[int, Any]]]:
-    """Spike trains, those of one unit in later segments put together."""
+    """Spike trains, those of a unit in later segments put together."""
     per_segment = [[*s.spiketrains] for s in block.segments]
     same_count = len({len(p) for p in per_segment}) == 1
     groups: dict[Any, list[tuple[int, Any]]] = {}
@@ -218,9 +219,8 @@ def _is_noise(train: Any) -> bool:
     return train.annotations.get("unit_id") == NOISE_UNIT
 
 
-def _spikes(
-    block: Any, clock: str, shifts: list[float], keep: Callable[[Any, str], bool]
-) -> tuple[Spikes | None, list[str]]:
+def _units(block: Any) -> tuple[list[list[tuple[int, Any]]], list[dict[str, Any]]]:
+    """The trains of every unit, and its row in the unit table under a name of its own."""
     groups = _trains(block)
     rows = [_unit_row(parts[0][1]) for parts in groups]
     if len({r["name"] for r in rows}) < len(rows):
@@ -230,9 +230,21 @@ def _spikes(
         ]
     for row, name in zip(rows, unique([r["name"] for r in rows]), strict=True):
         row["name"] = name
-    kept = [k for k, parts in enumerate(groups) if keep(parts[0][1], rows[k]["name"])]
+    return groups, rows
+
+
+def _spikes(block: Any, request: Request, shifts: list[float], path: Path) -> tuple[list[Spikes], list[str]]:
+    groups, rows = _units(block)
+    names: dict[str, list[int]] = {}
+    if groups:
+        names["spikes"] = [k for k, parts in enumerate(groups) if not _is_noise(parts[0][1])]
+        names |= {r["name"]: [k] for k, r in enumerate(rows) if r["name"] != "spikes"}
+    default = ["spikes"] if groups else []
+    kept = list(
+        dict.fromkeys(k for units in request.pick(path, "spikes", names, default=default) for k in units)
+    )
     if not kept:
-        return None, []
+        return [], []
     notes, vectors, n_sorted = [], [], 0
     edges: dict[int, tuple[float, float]] = {}
     for k in kept:
@@ -252,9 +264,9 @@ def _spikes(
         vectors.append(np.concatenate(pieces))
     if n_sorted:
         notes.append(f"sorted {n_sorted} spike train(s) that the file stores in the order of events")
-    silent = sum(_is_noise(parts[0][1]) for parts in groups) - sum(_is_noise(groups[k][0][1]) for k in kept)
-    if silent:
-        notes.append(f"left out {silent} unit(s) numbered {NOISE_UNIT}, which Blackrock uses for noise")
+    n_noise = sum(_is_noise(parts[0][1]) for parts in groups) - sum(_is_noise(groups[k][0][1]) for k in kept)
+    if n_noise:
+        notes.append(f"left out {n_noise} unit(s) numbered {NOISE_UNIT}, which Blackrock uses for noise")
     unsorted = sum(rows[k].get("unit_id") == UNSORTED_UNIT for k in kept)
     if unsorted:
         notes.append(
@@ -262,7 +274,9 @@ def _spikes(
         )
     support = np.array([edges[k] for k in sorted(edges)])
     table = pd.DataFrame([rows[k] for k in kept])
-    return Spikes.from_trains(vectors, clock=clock, name="spikes", units=table, support=support), notes
+    return [
+        Spikes.from_trains(vectors, clock=request.clock, name="spikes", units=table, support=support)
+    ], notes
 
 
 def read_block(block: Any, request: Request, path: Path) -> Recording:
@@ -271,72 +285,47 @@ def read_block(block: Any, request: Request, path: Path) -> Recording:
     Raises
     ------
     NoSuchName
-        If a name that is asked for is neither a signal, a channel nor a unit.
+        If a selected name is neither a signal, a channel nor a unit.
     LoadError
         If movement channels do not share one rate, or signals change between segments.
     """
     if is_own(block):
-        return choose_stream(rebuild(block), request, path)
+        return rebuild(block)
     shifts, shift_note = _starts(block)
     signals = _channels(block)
     notes = [
         f"read {path.name} with neo, {len(block.segments)} segment(s)",
         *([shift_note] if shift_note else []),
     ]
-    streams: list[Stream] = []
-    if request.spikes != ():
-        chosen = request.spikes or ("spikes",)
-        if request.spikes is not None and chosen != ("spikes",):
-            held = [str(_unit_row(p[0][1])["name"]) for p in _trains(block)]
-            missing = [n for n in chosen if n not in held and n != "spikes"]
-            if missing:
-                raise NoSuchName(path, missing[0], ["spikes", *held] if held else [], role="unit")
-        spikes, more = _spikes(
-            block,
-            request.clock,
-            shifts,
-            lambda t, n: n in chosen or ("spikes" in chosen and not _is_noise(t)),
-        )
-        if spikes is not None:
-            streams.append(spikes)
-        elif request.spikes is not None:
-            raise NoSuchName(path, chosen[0], [], role="unit")
-        notes += more
+    spikes, more = _spikes(block, request, shifts, path)
+    notes += more
     movement, used, more = _movement(signals, request, shifts, path)
     notes += more
     lfp, more = _lfp(signals, request, shifts, used, path)
-    names = unique([s.name for s in [*streams, *lfp]])[len(streams) :]
-    streams += [Signal(n, s.clock, s.data, s.kind, s.sample_s) for n, s in zip(names, lfp, strict=True)]
     notes += more
+    streams: list[Stream] = [*spikes, *lfp]
+    names = unique([s.name for s in streams])
+    streams = [s if s.name == n else replace(s, name=n) for n, s in zip(names, streams, strict=True)]
     return Recording(
         request.clock, request.clock, tuple(streams), movement, _trial_table(block, shifts), tuple(notes)
     )
 
 
-def _find(
-    signals: list[_Channels], names: tuple[str, ...], path: Path, role: str
-) -> list[tuple[_Channels, list[int]]]:
-    """Where the named signals and channels are, as columns of each signal, in the order asked for."""
-    found: list[tuple[_Channels, list[int]]] = []
-    for name in names:
-        whole = [(s, list(range(len(s.names)))) for s in signals if s.name == name]
-        single = [(s, [s.names.index(name)]) for s in signals if name in s.names]
-        place = (whole or single)[:1]
-        if not place:
-            held = [s.name for s in signals] + [c for s in signals for c in s.names]
-            raise NoSuchName(path, name, held, role=f"channel for {role}")
-        signal, columns = place[0]
-        if found and found[-1][0] is signal:
-            found[-1][1].extend(columns)
-        else:
-            found.append((signal, columns))
-    return found
+def _by_name(signals: list[_Channels]) -> dict[str, tuple[_Channels, list[int]]]:
+    """Signals as a whole and single channels, as columns of a signal; the first of a name has it."""
+    out: dict[str, tuple[_Channels, list[int]]] = {}
+    for s in signals:
+        out.setdefault(s.name, (s, list(range(len(s.names)))))
+    for s in signals:
+        for k, channel in enumerate(s.names):
+            out.setdefault(channel, (s, [k]))
+    return out
 
 
 def _movement(
     signals: list[_Channels], request: Request, shifts: list[float], path: Path
 ) -> tuple[Movement | None, set[str], list[str]]:
-    places = _find(signals, request.movement or (), path, "movement")
+    places = by_signal(request.pick(path, "movement", _by_name(signals)))
     if not places:
         return None, set(), []
     parts = [_load(s, columns, shifts) for s, columns in places]
@@ -368,7 +357,7 @@ def _lfp(
         ]
         places = [(s, columns) for s, columns in places if columns]
     else:
-        places = _find(signals, request.lfp, path, "LFP")
+        places = by_signal(request.pick(path, "lfp", _by_name(signals)))
     out, notes = [], []
     for signal, columns in places:
         values, time_s = _load(signal, columns, shifts)
@@ -413,7 +402,7 @@ def describe_block(block: Any, path: Path, clock: str, format_name: str) -> File
         return describe_recording(rebuild(block), path, format_name)
     _, note = _starts(block)
     items: list[Item] = []
-    groups = _trains(block)
+    groups, rows = _units(block)
     n_segments = len(block.segments)
     if groups:
         trains = [t for parts in groups for _, t in parts]
@@ -435,7 +424,7 @@ def describe_block(block: Any, path: Path, clock: str, format_name: str) -> File
                 clock=clock,
                 n_segments=n_segments,
                 default=True,
-                members=tuple(unique([str(_unit_row(parts[0][1])["name"]) for parts in groups])),
+                members=tuple(r["name"] for r in rows),
             )
         )
     for s in _channels(block):
@@ -479,7 +468,7 @@ def neo_format(
     family: Callable[[Path], Path] | None = None,
     check: Callable[[Path], None] | None = None,
 ) -> Format:
-    """A format read by one of neo's classes; `family` says which path to hand to it."""
+    """A format read by one of neo's classes, from the path that `family` returns where formats are folders."""
 
     def where(path: Path) -> Path:
         if check is not None:
@@ -498,7 +487,7 @@ def neo_format(
         recording = read_block(block, request, path)
         return recording.but(did=_plexon_end(path, block)) if io_name == "PlexonIO" else recording
 
-    return Format(name, suffixes, describe, read, sniff, family)
+    return Format(name, suffixes, describe=describe, read_parts=read, sniff=sniff, family=family)
 
 
 def _any_neo(io_name: str) -> Format:
@@ -531,13 +520,13 @@ def neo_candidates(path: Path) -> list[str]:
     }
     try:
         found = neo.io.list_candidate_ios(str(path))
-    except ValueError:  # neo's way to say that there is none
+    except ValueError:  # raised by neo where there is none
         return []
     return [io.__name__ for io in found if io.__name__ not in never]
 
 
 def _plexon_end(path: Path, block: Any) -> str | None:
-    """What to note if a .plx stops before the last time stamp that its header promises."""
+    """A note if a .plx stops before the last time stamp in its header."""
     with path.open("rb") as file:
         head = file.read(200)
     (rate_hz,), (last,) = struct.unpack_from("<i", head, 136), struct.unpack_from("<d", head, 192)
@@ -545,13 +534,13 @@ def _plexon_end(path: Path, block: Any) -> str | None:
     if rate_hz <= 0 or not np.isfinite(last) or last / rate_hz <= stop_s + 1e-3:
         return None
     return (
-        f"the header of {path.name} says it lasts to {last / rate_hz:.3f} s, its data end at {stop_s:.3f} s: "
+        f"by its header {path.name} lasts to {last / rate_hz:.3f} s, its data end at {stop_s:.3f} s: "
         "the file may be cut short"
     )
 
 
 def _blackrock_whole(path: Path) -> None:
-    """A .nev consists of packets of one size; half a packet at the end means the copy was cut short."""
+    """Refuse a .nev that does not end with a whole packet: all have one size, so the copy was cut short."""
     nev = path.with_suffix(".nev")
     if not nev.exists():
         return
@@ -586,11 +575,11 @@ def _folder(path: Path) -> Path:
 def _spikeglx_check(path: Path) -> None:
     if path.suffix == ".meta" and not path.with_suffix(".bin").exists():
         raise LoadError(
-            f"'{path.name}' needs its samples '{path.with_suffix('.bin').name}' beside it; not there."
+            f"'{path.name}' needs its samples '{path.with_suffix('.bin').name}' in the same folder; not there."
         )
     if path.suffix == ".bin" and not path.with_suffix(".meta").exists():
         raise LoadError(
-            f"'{path.name}' needs its header '{path.with_suffix('.meta').name}' beside it; not there."
+            f"'{path.name}' needs its header '{path.with_suffix('.meta').name}' in the same folder; not there."
         )
 
 

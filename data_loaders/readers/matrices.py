@@ -1,6 +1,6 @@
-"""In: the arrays of a plain file and what a user says about them. Out: a recording.
+"""In: the arrays of a plain file and what its user states about them. Out: a recording.
 
-A plain file knows no rates, units or roles. Time is the axis whose length a time vector has, else the one
+A plain file states no rates, units or roles. Time is the axis whose length a time vector has, else the one
 that all chosen matrices share, else the longer one.
 """
 
@@ -14,22 +14,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_loaders import spike_lists
 from data_loaders.formats import (
+    PARTS,
     FileInfo,
     Format,
     Item,
     LoadError,
-    NoSuchName,
+    Part,
     Request,
     Role,
-    Selection,
     listed,
     unique,
 )
 from data_loaders.guess_roles import is_time, matrix_role, times_of
-from data_loaders.plain_arrays import Leaf, Ragged, as_trains, open_arrays
-from data_loaders.sampled import make_movement, make_signal, plain_kind, regular_times
+from data_loaders.readers import spike_lists
+from data_loaders.readers.plain_arrays import Leaf, Ragged, as_trains, open_arrays
+from data_loaders.readers.sampled import make_movement, make_signal, plain_kind, regular_times
 from neurofuse.recording import FloatArray, Recording, Spikes, Stream
 
 # A time vector and a stated rate that differ by more than this contradict each other.
@@ -40,7 +40,7 @@ RATE_TOLERANCE = 0.01
 class _Chosen:
     """A matrix that was chosen for a role: samples x columns once its time axis is known."""
 
-    role: Role
+    role: Part
     name: str
     leaves: tuple[Leaf, ...]
     values: NDArray[Any]
@@ -67,32 +67,26 @@ def _groups(names: list[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _resolve(path: Path, name: str, leaves: dict[str, Leaf], role: str) -> list[Leaf]:
-    """The array of this name, or all arrays of the group of this name."""
-    if name in leaves:
-        if leaves[name].kind not in ("numbers", "ragged"):
-            raise LoadError(f"'{path.name}': '{name}' does not hold real numbers, so it cannot be {role}.")
-        return [leaves[name]]
-    inside = [leaf for n, leaf in leaves.items() if n.startswith((f"{name}/", f"{name}."))]
-    if inside:
-        held = [leaf for leaf in inside if leaf.kind in ("numbers", "ragged")]
-        return [leaf for leaf in held if not is_time(leaf.name)] or held
-    known = [n for n, leaf in leaves.items() if leaf.kind != "text"] + _groups(list(leaves))
-    raise NoSuchName(path, name, known, role=f"array for {role}")
+def _by_name(leaves: dict[str, Leaf]) -> dict[str, tuple[str, list[Leaf]]]:
+    """What can be picked: every array of numbers, and every group with the arrays in it."""
+    out = {n: (n, [leaf]) for n, leaf in leaves.items() if leaf.kind in ("numbers", "ragged")}
+    for group in _groups(list(leaves)):
+        inside = [x for n, x in leaves.items() if n.startswith((f"{group}/", f"{group}."))]
+        held = [x for x in inside if x.kind in ("numbers", "ragged")]
+        out.setdefault(group, (group, [x for x in held if not is_time(x.name)] or held))
+    return out
 
 
-def _defaults(
-    path: Path, leaves: dict[str, Leaf], role: Role, *, asked: bool
-) -> list[tuple[str, list[Leaf]]]:
-    """What a file offers for a role unnamed: by its arrays' names, or all there is if only this was asked."""
+def _defaults(path: Path, leaves: dict[str, Leaf], role: Part, *, only: bool) -> list[tuple[str, list[Leaf]]]:
+    """What a file offers for a role by the names of its arrays, or all it holds if this is the `only` role."""
     held = _candidates(leaves)
     pair = spike_lists.find_list(leaves)
     if role == "spikes" and pair is not None:
         return [(pair[0].name, list(pair))]
     by_name = [n for n in held if matrix_role(n) == role]
-    if by_name and (asked or role != "movement"):
+    if by_name and (only or role != "movement"):
         return [(n, [held[n]]) for n in by_name]
-    if not asked:
+    if not only:
         return []
     tables = [leaf for leaf in held.values() if len(leaf.shape) == 1 and leaf.kind == "numbers"]
     if len(held) == 1 or (len(tables) == len(held) and path.suffix.lower() in (".csv", ".tsv", ".txt")):
@@ -102,18 +96,22 @@ def _defaults(
         return [(path.stem, times)] if len(times) == 1 else []
     if len(held) > 1:
         raise LoadError(
-            f"'{path.name}' does not say which of its arrays is the {role}; it has {listed(list(held))}: "
+            f"'{path.name}' does not state which of its arrays is the {role}; it has {listed(list(held))}: "
             f"pass --{role} '{path.name}::NAME'."
         )
     return []
 
 
-def _named(
-    path: Path, names: Selection, leaves: dict[str, Leaf], role: Role, *, asked: bool
+def _picked(
+    path: Path, request: Request, leaves: dict[str, Leaf], role: Part, *, only: bool
 ) -> list[tuple[str, list[Leaf]]]:
+    names = request.names(role)
     if names is None:
-        return _defaults(path, leaves, role, asked=asked)
-    return [(n, _resolve(path, n, leaves, role)) for n in names]
+        return _defaults(path, leaves, role, only=only)
+    for name in names:
+        if name in leaves and leaves[name].kind not in ("numbers", "ragged"):
+            raise LoadError(f"'{path.name}': '{name}' does not hold real numbers, so it cannot be {role}.")
+    return request.pick(path, role, _by_name(leaves))
 
 
 def _matrix(path: Path, leaf: Leaf) -> NDArray[Any]:
@@ -137,8 +135,8 @@ def _integers(values: NDArray[Any]) -> bool:
     return bool((finite == np.round(finite)).all() and (finite >= 0).all())
 
 
-def _joined(role: Role, path: Path, picks: list[tuple[str, list[Leaf]]]) -> list[_Chosen]:
-    """One matrix an item; items that are single columns of equal length stand side by side in one matrix."""
+def _joined(role: Part, path: Path, picks: list[tuple[str, list[Leaf]]]) -> list[_Chosen]:
+    """One matrix per item; items that are single columns of equal length are put together in one matrix."""
     out: list[_Chosen] = []
     vectors: list[tuple[Leaf, NDArray[Any]]] = []
     for name, leaves in picks:
@@ -163,7 +161,7 @@ def _joined(role: Role, path: Path, picks: list[tuple[str, list[Leaf]]]) -> list
 def _time_vector(
     chosen: _Chosen, leaves: dict[str, Leaf], scale: float, path: Path
 ) -> tuple[str, FloatArray] | None:
-    """The time vector that belongs to a matrix: one named after it, one beside it, else one at the top."""
+    """The time vector that belongs to a matrix: one named after it, one in its group, else one at the top."""
     own = {leaf.name for leaf in chosen.leaves}
     lengths = set(chosen.values.shape) if not chosen.columns else {len(chosen.values)}
     first = chosen.leaves[0].name
@@ -242,7 +240,7 @@ def _axis(
         step = float(np.median(np.diff(times)))
         if stated is not None and abs(step - stated) > RATE_TOLERANCE * stated:
             raise LoadError(
-                f"'{path.name}': {option} says {stated:g} s a sample for '{c.name}' but its time vector "
+                f"'{path.name}': {option} is {stated:g} s per sample for '{c.name}' but its time vector "
                 f"'{name}' steps by {step:g} s; leave {option} out, or pass --time-unit if it is not in s."
             )
         return times, stated or step
@@ -255,7 +253,7 @@ def _axis(
         )
     if stated is None:
         raise LoadError(
-            f"'{path.name}' does not say how fast '{c.name}' ({n} samples) was sampled; pass "
+            f"'{path.name}' does not state how fast '{c.name}' ({n} samples) was sampled; pass "
             + (
                 "--bin SECONDS."
                 if c.role == "spikes"
@@ -326,21 +324,20 @@ def _spike_times(
 
 def _read(path: Path, request: Request) -> Recording:
     leaves = open_arrays(path)
-    wanted = {"spikes": request.spikes, "lfp": request.lfp, "movement": request.movement}
-    lone = sum(names != () for names in wanted.values()) == 1
+    only = sum(request.names(role) != () for role in PARTS) == 1
     notes = [f"read {path.name} (plain arrays)"]
     streams: list[Stream] = []
     chosen: list[_Chosen] = []
     count_picks = []
-    for name, picked in _named(path, request.spikes, leaves, "spikes", asked=lone):
+    for name, picked in _picked(path, request, leaves, "spikes", only=only):
         spikes = _spike_times(path, name, picked, leaves, request)
         if spikes is None:
             count_picks.append((name, picked))
         else:
             streams.append(spikes)
     chosen += _joined("spikes", path, count_picks)
-    chosen += _joined("lfp", path, _named(path, request.lfp, leaves, "lfp", asked=lone))
-    chosen += _joined("movement", path, _named(path, request.movement, leaves, "movement", asked=lone))
+    chosen += _joined("lfp", path, _picked(path, request, leaves, "lfp", only=only))
+    chosen += _joined("movement", path, _picked(path, request, leaves, "movement", only=only))
     vectors = [_time_vector(c, leaves, request.time_scale, path) for c in chosen]
     oriented, turned = _orient(chosen, vectors)
     notes += turned
@@ -429,7 +426,7 @@ def _describe(path: Path, clock: str) -> FileInfo:
             try:
                 ragged = leaf.load()
             except LoadError:
-                items.append(Item(f"{name}", "other", shape=leaf.shape, clock=clock))
+                items.append(Item(name, "other", shape=leaf.shape, clock=clock))
                 continue
             n_spikes = sum(v.size for v in ragged.vectors)
             items.append(
@@ -450,7 +447,7 @@ def _describe(path: Path, clock: str) -> FileInfo:
 
 
 def _plain(name: str, *suffixes: str) -> Format:
-    return Format(name, suffixes, _describe, _read, plain=True)
+    return Format(name, suffixes, describe=_describe, read_parts=_read, plain=True)
 
 
 FORMATS = (

@@ -1,0 +1,1 @@
+"""Readers: one module per kind of file; `data_loaders.detect` lists their formats."""

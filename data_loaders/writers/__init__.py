@@ -1,0 +1,1 @@
+"""Writers: recordings to files and objects of other packages."""
