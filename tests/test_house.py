@@ -35,8 +35,8 @@ LIMITS = {
     "lines to add a decoder": 444,  # 450
     "lines to add a network": 1082,  # 900
     "lines to add a format": 798,  # 600
-    "lines to add a study metric": 1076,  # 800
-    "package lines": 28620,  # 24000
+    "lines to add a study metric": 1081,  # 800
+    "package lines": 28625,  # 24000
 }
 
 
