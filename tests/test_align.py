@@ -559,7 +559,7 @@ def test_a_prior_of_the_drift_narrows_or_widens_the_posterior(related):
 
 def test_priors_that_contradict_each_other_are_refused_before_anything_is_computed(related, monkeypatch):
     monkeypatch.setattr("neurofuse.alignment.align.signal_pair", None)
-    with pytest.raises(NeurofuseError, match="are both given, but a skew is converted to a drift; give one"):
+    with pytest.raises(NeurofuseError, match="are both given, and a skew is converted to a drift; give one"):
         align(related[0], config=AlignConfig(drift=0.01, skew_ppm=20.0))
 
 

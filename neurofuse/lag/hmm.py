@@ -208,7 +208,7 @@ class LagPrior:
         """
         if drift is not None and skew_ppm is not None:
             raise NeurofuseError(
-                f"drift={drift} and skew_ppm={skew_ppm} are both given, but a skew is converted to a drift; give one."
+                f"drift={drift} and skew_ppm={skew_ppm} are both given, and a skew is converted to a drift; give one."
             )
         steps = None
         if drift is not None:
